@@ -1,0 +1,68 @@
+"""Observability for aiohttp services: one line, and five pillars tell one story.
+
+::
+
+    from aiohttp_observe import setup_observability
+
+    setup_observability(app)
+
+=====================  ==============================================================
+``plugin``             `setup_observability`, `Observability`, `OBSERVABILITY`
+``metrics``            `Metrics`, `timeit`
+``logs``               `Logs`, `bind`, `bound`, `log_context`, `AccessLogger`, `JsonFormatter`
+``tracing``            `Tracing`, `operation`
+``failures``           `Failures`
+``background``         `spawn`
+``tasks``              `Tasks`, `take_snapshot`
+``loopwatch``          `LoopWatch`
+``client``             `Client`, `client_session`, `client_trace_config`, `CLIENT_SESSION`
+``admin``              `Admin`
+``exchange``           `Exchange`, `Observer`, `current_exchange`, `request_id`
+=====================  ==============================================================
+
+Importing it has no effect.
+"""
+
+from .admin import Admin
+from .background import spawn
+from .client import CLIENT_SESSION, Client, client_session, client_trace_config
+from .exchange import Exchange, Observer, current_exchange, request_id
+from .failures import Failures
+from .logs import AccessLogger, JsonFormatter, Logs, bind, bound, log_context
+from .loopwatch import LoopWatch
+from .metrics import Metrics, timeit
+from .plugin import OBSERVABILITY, Observability, setup_observability
+from .tasks import Tasks, take_snapshot
+from .tracing import Tracing, operation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIENT_SESSION",
+    "OBSERVABILITY",
+    "AccessLogger",
+    "Admin",
+    "Client",
+    "Exchange",
+    "Failures",
+    "JsonFormatter",
+    "Logs",
+    "LoopWatch",
+    "Metrics",
+    "Observability",
+    "Observer",
+    "Tasks",
+    "Tracing",
+    "bind",
+    "bound",
+    "client_session",
+    "client_trace_config",
+    "current_exchange",
+    "log_context",
+    "operation",
+    "request_id",
+    "setup_observability",
+    "spawn",
+    "take_snapshot",
+    "timeit",
+]

@@ -1,0 +1,120 @@
+"""Who may look."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+import time
+from ipaddress import ip_address
+
+from aiohttp import web
+
+__all__ = ["Gate"]
+
+_COOKIE = "aiohttp_observe_session"
+_SESSION_SECONDS = 12 * 3600
+_FORWARDING = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+_loopback_host = re.compile(
+    r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII
+).fullmatch
+
+
+class Gate:
+    """The rule for everything private.
+
+    With a token: ``Authorization: Bearer <token>``, compared in constant time, or the session
+    cookie that the login page gives; the cookie is a signed expiry time, not the token.
+
+    Without one: a peer on the loopback interface, whose ``Host`` is a loopback name (so that
+    no other site's name can be bound to us) and whose request carries no forwarding header
+    (so that a reverse proxy on the same machine doesn't open the door to everybody).
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._token = None if token is None else token.encode()
+        self._key = secrets.token_bytes(32)
+
+    @property
+    def has_login(self) -> bool:
+        """Whether there is a token to log in with."""
+        return self._token is not None
+
+    def check(self, request: web.Request) -> web.Response | None:
+        """The refusal, or ``None`` for those who may look.  A refusal tells nothing of the service."""
+        if self._token is None:
+            return None if _is_local(request) else _refusal_without_token()
+        if self._has_token(request) or self._has_session(request):
+            return None
+        return web.Response(
+            status=401,
+            text="401: present the admin token as 'Authorization: Bearer <token>'\n",
+            headers={"WWW-Authenticate": 'Bearer realm="aiohttp_observe"'},
+        )
+
+    def accepts(self, token: str) -> bool:
+        """Whether ``token`` is the right one."""
+        return self._token is not None and hmac.compare_digest(token.encode(errors="replace"), self._token)
+
+    def start_session(self, request: web.Request, response: web.StreamResponse, path: str) -> None:
+        """Give the browser a cookie in place of the token it has shown."""
+        until = str(int(time.time()) + _SESSION_SECONDS)
+        response.set_cookie(
+            _COOKIE,
+            f"{until}.{self._sign(until)}",
+            max_age=_SESSION_SECONDS,
+            path=path,
+            httponly=True,
+            samesite="Strict",
+            secure=request.secure,
+        )
+
+    def _has_token(self, request: web.Request) -> bool:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.accepts(token.strip())
+
+    def _has_session(self, request: web.Request) -> bool:
+        until, _, signature = request.cookies.get(_COOKIE, "").partition(".")
+        if not until.isascii() or not until.isdigit() or len(until) > 12:
+            return False
+        signed = hmac.compare_digest(signature.encode(errors="replace"), self._sign(until).encode())
+        return signed and int(until) > time.time()
+
+    def _sign(self, until: str) -> str:
+        assert self._token is not None
+        return hmac.digest(self._key, self._token + until.encode(), "sha256").hex()
+
+
+def _refusal_without_token() -> web.Response:
+    return web.Response(
+        status=403,
+        text="403: only direct requests from this machine are answered here; "
+        "set AIOHTTP_OBSERVE_ADMIN_TOKEN to look from elsewhere\n",
+    )
+
+
+def _is_local(request: web.Request) -> bool:
+    hosts = request.headers.getall("Host", [])
+    return (
+        _is_loopback_peer(request)
+        and len(hosts) == 1
+        and _loopback_host(hosts[0]) is not None
+        and not any(_forwards(name.lower()) for name in request.headers)
+    )
+
+
+def _forwards(header: str) -> bool:
+    return header in _FORWARDING or header.startswith(("x-forwarded", "x-original"))
+
+
+def _is_loopback_peer(request: web.Request) -> bool:
+    """From the transport itself: ``request.remote`` can be changed by a middleware."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    if not isinstance(peer, tuple):  # a Unix socket's peer is a proxy, usually
+        return False
+    try:
+        address = ip_address(peer[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

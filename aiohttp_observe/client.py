@@ -1,0 +1,317 @@
+"""Outbound calls: a client span, the ids sent along, duration to the last byte, and its phases.
+
+The span is the official instrumentation's, whose trace configuration runs inside ours.  It
+would end that span at the response's headers; we hold it open until the connection has been
+given back, which is when the last byte was read or the response was closed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import aiohttp
+from aiohttp import web
+from opentelemetry.instrumentation._semconv import _StabilityMode
+from opentelemetry.instrumentation.aiohttp_client import create_trace_config
+from opentelemetry.util.http import (
+    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST,
+    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE,
+    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
+    get_custom_headers,
+    sanitize_method,
+)
+
+from .exchange import Meter, NullMeter, Scope, SpanIds, current_exchange, current_scope
+from .options import check_flag
+
+__all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
+
+CLIENT_SESSION: web.AppKey[aiohttp.ClientSession] = web.AppKey("CLIENT_SESSION", aiohttp.ClientSession)
+"""The application's shared instrumented session, open from start-up to clean-up."""
+
+_SETTINGS: web.AppKey[_Settings]
+_REQUEST_ID_HEADER = "X-Request-ID"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """How outbound calls are observed.
+
+    ``session``          whether ``app[CLIENT_SESSION]`` is opened at start-up, default ``True``
+    ``send_request_id``  whether ``X-Request-ID`` is sent, default ``True``
+    """
+
+    session: bool = True
+    send_request_id: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("Client(session=...)", self.session)
+        check_flag("Client(send_request_id=...)", self.send_request_id)
+
+    def install(self, app: web.Application, scope: Scope) -> None:
+        """Make ``client_session(app)`` observe as described, for the application of ``scope``."""
+        app[_SETTINGS] = _Settings(self, scope)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    options: Client
+    scope: Scope | None
+
+
+_SETTINGS = web.AppKey("aiohttp_observe_client", _Settings)
+_DEFAULTS = _Settings(Client(), None)
+
+
+def client_session(app: web.Application | None = None, **kwargs: Any) -> aiohttp.ClientSession:
+    """An instrumented session; ``kwargs`` are those of `aiohttp.ClientSession`.
+
+    With ``app`` its calls are observed as that application's, else as those of the
+    application whose request or start-up makes them.  Close it as any session.
+
+    Raises ``RuntimeError`` for an application without observability of outbound calls.
+    """
+    configs = [client_trace_config(app), *(kwargs.pop("trace_configs", None) or ())]
+    return aiohttp.ClientSession(trace_configs=configs, **kwargs)
+
+
+def client_trace_config(app: web.Application | None = None) -> aiohttp.TraceConfig:
+    """The same for a session built elsewhere: ``ClientSession(trace_configs=[client_trace_config()])``."""
+    observer = _ClientObserver(_settings_of(app))
+    config = aiohttp.TraceConfig(trace_config_ctx_factory=partial(_Call, observer))  # type: ignore[arg-type]
+    for event in _EVENTS:
+        getattr(config, event).append(partial(_notify, event))
+    return config
+
+
+def _settings_of(app: web.Application | None) -> _Settings:
+    if app is None:
+        return _DEFAULTS
+    settings = app.get(_SETTINGS)
+    if settings is None:
+        raise RuntimeError(
+            "this application's outbound calls aren't observed: call setup_observability(app) first, "
+            "without client=None, or leave the application out"
+        )
+    return settings
+
+
+_EVENTS = (
+    "on_request_start",
+    "on_request_end",
+    "on_request_exception",
+    "on_request_redirect",
+    "on_request_headers_sent",
+    "on_connection_queued_start",
+    "on_connection_queued_end",
+    "on_connection_create_start",
+    "on_connection_create_end",
+    "on_dns_resolvehost_start",
+    "on_dns_resolvehost_end",
+)
+
+
+async def _notify(event: str, session: aiohttp.ClientSession, call: _Call, params: Any) -> None:
+    """Pass one of aiohttp's events on; what fails in here is counted and never reaches the caller."""
+    try:
+        handling = getattr(call, event)(session, params)
+        if handling is not None:
+            await handling
+    except Exception:
+        call.meter.internal_error("client")
+
+
+class _ClientObserver:
+    """What the calls of one trace configuration share."""
+
+    def __init__(self, settings: _Settings) -> None:
+        self.options = settings.options
+        self._scope = settings.scope
+        self._official: WeakKeyDictionary[Any, aiohttp.TraceConfig] = WeakKeyDictionary()
+
+    def scope(self) -> Scope | None:
+        return current_scope() if self._scope is None else self._scope
+
+    def official(self, session: aiohttp.ClientSession, scope: Scope | None) -> aiohttp.TraceConfig | None:
+        """The official instrumentation's configuration for the provider in use.
+
+        ``None`` where tracing is off, and for a session that the official instrumentor has
+        instrumented itself: one client span a call.
+        """
+        if any(hasattr(config, "_is_instrumented_by_opentelemetry") for config in session.trace_configs):
+            return None
+        if scope is None or scope.tracer is None:
+            return None
+        provider = scope.tracer.provider
+        official = self._official.get(provider)
+        if official is None:
+            official = self._official[provider] = _official_config(provider)
+        return official
+
+
+def _official_config(provider: Any) -> aiohttp.TraceConfig:
+    filters = warnings.filters[:]
+    try:
+        return create_trace_config(
+            tracer_provider=provider,
+            sem_conv_opt_in_mode=_StabilityMode.HTTP,
+            captured_request_headers=get_custom_headers(
+                OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST
+            ),
+            captured_response_headers=get_custom_headers(
+                OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE
+            ),
+            sensitive_headers=get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS),
+        )
+    finally:  # making a tracer adds a warnings filter
+        warnings.filters[:] = filters  # type: ignore[index]
+
+
+class _HeldSpan:
+    """A span whose ``end`` waits for us: the official configuration ends it at the headers."""
+
+    def __init__(self, span: Any) -> None:
+        self._span = span
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._span, name)
+
+    def end(self) -> None:
+        pass
+
+    def really_end(self) -> None:
+        self._span.end()
+
+
+class _Call:
+    """One outbound request, redirects included; aiohttp makes one for each as its trace context."""
+
+    def __init__(self, observer: _ClientObserver, trace_request_ctx: Any = None) -> None:
+        self._observer = observer
+        self.trace_request_ctx = trace_request_ctx
+        self._scope = observer.scope()
+        self.meter: Meter = NullMeter() if self._scope is None else self._scope.meter
+        self._official: aiohttp.TraceConfig | None = None
+        self._official_call: Any = None
+        self._span: _HeldSpan | None = None
+        self._host = ""
+        self._done = False
+        self._since: dict[str, float] = {}
+        self._dns_seconds = 0.0
+        self._status: int | None = None
+        self._error: str | None = None
+
+    # aiohttp's events, named as it names them
+
+    async def on_request_start(
+        self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestStartParams
+    ) -> None:
+        self._started = perf_counter()
+        self._method = sanitize_method(params.method)
+        self._host, self._port = params.url.host or "", params.url.port
+        exchange = current_exchange()
+        if exchange is not None and self._observer.options.send_request_id:
+            params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
+        self._official = official = self._observer.official(session, self._scope)
+        if official is None:
+            return
+        self._official_call = official.trace_config_ctx(trace_request_ctx=self.trace_request_ctx)
+        await self._tell_official(official.on_request_start, session, params)
+        if self._official_call.span is not None:
+            self._official_call.span = self._span = _HeldSpan(self._official_call.span)
+
+    async def on_request_end(
+        self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestEndParams
+    ) -> None:
+        self._end_phase("first_byte")
+        response = params.response
+        self._status = response.status
+        if response.status >= 400:  # an error to the client, by the semantic conventions
+            self._error = str(response.status)
+        if self._official is not None:
+            await self._tell_official(self._official.on_request_end, session, params)
+        connection = response.connection
+        if connection is None:
+            self._finish(None)
+        else:
+            # Weakly: a response that is dropped unread must still give its connection back at once.
+            connection.add_callback(partial(self._finish, ref(response)))
+
+    async def on_request_exception(
+        self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestExceptionParams
+    ) -> None:
+        self._end_phase("queue")
+        self._error = type(params.exception).__qualname__
+        if self._official is not None:
+            await self._tell_official(self._official.on_request_exception, session, params)
+        self._finish(None)
+
+    def on_request_redirect(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._end_phase("first_byte")
+
+    def on_request_headers_sent(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._since["first_byte"] = perf_counter()
+
+    def on_connection_queued_start(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._since["queue"] = perf_counter()
+
+    def on_connection_queued_end(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._end_phase("queue")
+
+    def on_connection_create_start(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._dns_seconds = 0.0
+        self._since["connect"] = perf_counter()
+
+    def on_connection_create_end(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._end_phase("connect", less=self._dns_seconds)
+
+    def on_dns_resolvehost_start(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._since["dns"] = perf_counter()
+
+    def on_dns_resolvehost_end(self, session: aiohttp.ClientSession, params: Any) -> None:
+        self._dns_seconds = self._end_phase("dns")
+
+    async def _tell_official(
+        self, signal: Any, session: aiohttp.ClientSession, params: Any
+    ) -> None:
+        handler: Callable[..., Awaitable[None]]
+        for handler in signal:
+            await handler(session, self._official_call, params)
+
+    def _end_phase(self, phase: str, *, less: float = 0.0) -> float:
+        since = self._since.pop(phase, None)
+        if since is None:
+            return 0.0
+        seconds = perf_counter() - since
+        self.meter.client_phase(self._host, phase, max(seconds - less, 0.0))
+        return seconds
+
+    def _finish(self, response: ref[aiohttp.ClientResponse] | None) -> None:
+        if self._done:
+            return
+        self._done = True
+        seconds = perf_counter() - self._started
+        self._note_broken_body(None if response is None else response())
+        span: SpanIds | None = None
+        if self._span is not None:
+            ids = self._span.get_span_context()
+            span = ids if ids.trace_flags.sampled else None
+            self._span.really_end()
+        self.meter.client_request(
+            self._method, self._host, self._port, self._status, self._error, seconds, span
+        )
+
+    def _note_broken_body(self, response: aiohttp.ClientResponse | None) -> None:
+        broken = None if response is None else response.content.exception()
+        if broken is None:
+            return
+        self._error = type(broken).__qualname__
+        if self._span is not None:
+            self._span.set_attribute("error.type", self._error)
+            self._span.record_exception(broken)

@@ -1,0 +1,245 @@
+"""The ground floor: the facts of one request, who may look at them, and where code finds them.
+
+Everything here is plain Python.  The pillars know each other only through three things of
+this room: the `Exchange` (facts), the `Scope` (what one application's pillars offer to code
+that runs in its requests) and the `Meter` (the numbers the other pillars report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol, runtime_checkable
+
+__all__ = [
+    "CURRENT",
+    "FIELDS",
+    "OTHER",
+    "SCOPE",
+    "Exchange",
+    "Meter",
+    "NullMeter",
+    "Observer",
+    "Scope",
+    "SpanIds",
+    "current_exchange",
+    "current_scope",
+    "request_id",
+]
+
+OTHER = "_other"
+"""What a label says for every value beyond its limit."""
+
+
+class SpanIds(Protocol):
+    """Where a span stands in its trace: the part of OpenTelemetry's ``SpanContext`` used here."""
+
+    @property
+    def trace_id(self) -> int: ...
+
+    @property
+    def span_id(self) -> int: ...
+
+
+class Exchange:
+    """The facts of one request and its response.
+
+    Filled in as the request goes on: an observer's ``started`` sees the request's half,
+    ``finished`` all of it.  Numbers and short strings only: an exchange never keeps a
+    request, response, task or frame alive.
+
+    ============================ ==========================================================
+    ``request_id``               the ``X-Request-ID`` taken over or generated
+    ``method``                   a standard method, or ``_OTHER`` (RFC 9110, RFC 5789)
+    ``route``                    the route's template, ``_unmatched`` or ``_malformed``
+    ``path``                     the raw path as sent, without the query
+    ``client_address``           the peer's address, ``None`` on a Unix socket
+    ``user_agent``               the ``User-Agent`` header
+    ``started``                  when the middleware saw it, `time.perf_counter` seconds
+    ``status``                   the status sent; 499 for a client that left
+    ``error_type``               exception name, ``client_disconnected`` or a 5xx status
+    ``duration``                 seconds to the last byte sent
+    ``busy``                     seconds its handler held the event loop
+    ``polls``, ``longest_poll``  how often the handler was resumed, longest stretch (s)
+    ``abandoned``                seconds worked after the client had left
+    ``request_size``             bytes of the request's body that were received
+    ``response_size``            bytes of the response's body that were sent
+    ``span``                     the server span's ids, ``None`` without tracing
+    ``sampled``                  whether the server span is recorded for export
+    ============================ ==========================================================
+    """
+
+    # Class attributes for what a request begins with: a third of the cost of setting each.
+    status: int | None = None
+    error_type: str | None = None
+    duration: float | None = None
+    busy: float = 0.0
+    polls: int = 0
+    longest_poll: float = 0.0
+    abandoned: float = 0.0
+    request_size: int = 0
+    response_size: int = 0
+    span: SpanIds | None = None
+    sampled: bool = False
+
+    def __init__(
+        self,
+        scope: Scope,
+        request_id: str,
+        method: str,
+        route: str,
+        path: str,
+        client_address: str | None,
+        user_agent: str | None,
+        started: float,
+    ) -> None:
+        self.scope = scope
+        self.request_id = request_id
+        self.method = method
+        self.route = route
+        self.path = path
+        self.client_address = client_address
+        self.user_agent = user_agent
+        self.started = started
+
+    @property
+    def trace_id(self) -> str | None:
+        """The server span's trace id, 32 hex digits; ``None`` without tracing."""
+        return None if self.span is None else f"{self.span.trace_id:032x}"
+
+    @property
+    def span_id(self) -> str | None:
+        """The server span's id, 16 hex digits; ``None`` without tracing."""
+        return None if self.span is None else f"{self.span.span_id:016x}"
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.request_id} {self.method} {self.route} {self.status}>"
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """What ``setup_observability(observers=...)`` takes: either hook may be missing.
+
+    Both are called on the event loop, in the request's own context, and must not block.
+    What they raise is logged once per observer and exception type, counted in
+    ``aiohttp_observe_internal_errors_total`` and never reaches the request.
+    """
+
+    def started(self, exchange: Exchange) -> None:
+        """The request has been routed and its handler is about to run."""
+
+    def finished(self, exchange: Exchange) -> None:
+        """The last byte has been sent, or the client has left."""
+
+
+class Meter(Protocol):
+    """The numbers that the pillars report to metrics.  Seconds throughout; never raises."""
+
+    def operation(self, name: str, outcome: str, seconds: float) -> None: ...
+
+    def client_request(
+        self,
+        method: str,
+        host: str,
+        port: int | None,
+        status: int | None,
+        error_type: str | None,
+        seconds: float,
+        span: SpanIds | None,
+    ) -> None: ...
+
+    def client_phase(self, host: str, phase: str, seconds: float) -> None: ...
+
+    def task_outcome(self, name: str, outcome: str) -> None: ...
+
+    def unhandled(self, kind: str) -> None: ...
+
+    def loop_lag(self, seconds: float) -> None: ...
+
+    def loop_blocked(self, seconds: float) -> None: ...
+
+    def internal_error(self, observer: str) -> None: ...
+
+    def dropped(self, what: str, count: int = 1) -> None: ...
+
+
+class NullMeter:
+    """The `Meter` of an application without metrics."""
+
+    def operation(self, name: str, outcome: str, seconds: float) -> None:
+        pass
+
+    def client_request(
+        self,
+        method: str,
+        host: str,
+        port: int | None,
+        status: int | None,
+        error_type: str | None,
+        seconds: float,
+        span: SpanIds | None,
+    ) -> None:
+        pass
+
+    def client_phase(self, host: str, phase: str, seconds: float) -> None:
+        pass
+
+    def task_outcome(self, name: str, outcome: str) -> None:
+        pass
+
+    def unhandled(self, kind: str) -> None:
+        pass
+
+    def loop_lag(self, seconds: float) -> None:
+        pass
+
+    def loop_blocked(self, seconds: float) -> None:
+        pass
+
+    def internal_error(self, observer: str) -> None:
+        pass
+
+    def dropped(self, what: str, count: int = 1) -> None:
+        pass
+
+
+class Scope:
+    """What one application's pillars offer to code that runs in its requests and tasks.
+
+    ``tracer`` is an OpenTelemetry tracer, typed loosely because only the tracing room may
+    know that library; ``None`` when that pillar is off.
+    """
+
+    __slots__ = ("background", "meter", "tracer")
+
+    def __init__(self) -> None:
+        self.meter: Meter = NullMeter()
+        self.tracer: Any = None
+        self.background: set[Any] = set()
+
+
+CURRENT: ContextVar[Exchange | None] = ContextVar("aiohttp_observe_exchange", default=None)
+"""The exchange being served.  Set and never reset: see `aiohttp_observe.middleware`."""
+
+SCOPE: ContextVar[Scope | None] = ContextVar("aiohttp_observe_scope", default=None)
+"""The application whose start-up this code descends from, for code outside requests."""
+
+FIELDS: ContextVar[Mapping[str, Any] | None] = ContextVar("aiohttp_observe_fields", default=None)
+"""The fields bound to the log lines of this context."""
+
+
+def current_exchange() -> Exchange | None:
+    """The facts of the request being served, ``None`` outside one."""
+    return CURRENT.get()
+
+
+def request_id() -> str | None:
+    """The id of the request being served, ``None`` outside one."""
+    exchange = CURRENT.get()
+    return None if exchange is None else exchange.request_id
+
+
+def current_scope() -> Scope | None:
+    """The application this code runs for: the request's, else the one whose start-up it descends from."""
+    exchange = CURRENT.get()
+    return SCOPE.get() if exchange is None else exchange.scope

@@ -1,0 +1,199 @@
+"""Logs: every line carries the ids of its request, and writing one never blocks the loop.
+
+``context``  bound fields and ids, and how records come by them
+``lines``    records as plain data, JSON and text
+``writer``   the bounded queue and its thread
+``access``   the one line a request
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TextIO
+
+from aiohttp import web
+
+from ..exchange import Meter
+from ..options import check_choice, check_flag, check_positive_int, environment
+from .access import AccessItem, AccessLines, AccessLogger, Malformed, access_line, bound_to
+from .context import RecordFactory, bind, bound, log_context
+from .lines import JsonFormatter, to_json, to_text
+from .writer import Writer, WriterHandler
+
+__all__ = ["AccessLogger", "JsonFormatter", "Logs", "bind", "bound", "log_context"]
+
+_FORMATS = ("json", "text")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_FLUSH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs:
+    """How log lines are written.
+
+    ``stream``      where lines go, default standard output as it is at start-up
+    ``level``       of the root logger, default ``AIOHTTP_OBSERVE_LOG_LEVEL`` or ``INFO``
+    ``format``      ``json`` or ``text``, default ``AIOHTTP_OBSERVE_LOG_FORMAT`` or ``json``
+    ``access``      whether to write the access line, in aiohttp's place, default ``True``
+    ``replace``     whether to take over from handlers the service has put on the root logger;
+                    by default those stay as they are and their records gain the ids
+    ``queue_size``  lines that may wait to be written before some are dropped, default 10,000
+
+    Logging belongs to the process: of several applications the first one's options hold until
+    the last has been cleaned up.
+    """
+
+    stream: TextIO | None = None
+    level: str | None = None
+    format: str | None = None
+    access: bool = True
+    replace: bool = False
+    queue_size: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.stream is not None and not hasattr(self.stream, "write"):
+            raise TypeError(f"Logs(stream=...) takes a text stream such as sys.stderr, got {self.stream!r}")
+        if self.level is not None:
+            check_choice("Logs(level=...)", self.level, _LEVELS)
+        if self.format is not None:
+            check_choice("Logs(format=...)", self.format, _FORMATS)
+        check_flag("Logs(access=...)", self.access)
+        check_flag("Logs(replace=...)", self.replace)
+        check_positive_int("Logs(queue_size=...)", self.queue_size, "lines")
+
+    def install(self, app: web.Application, meter: Meter, malformed: Malformed) -> ServerLogs:
+        """Prepare ``app``: the running thing takes hold of logging when opened, not before."""
+        level = self.level or (environment("LOG_LEVEL") or "INFO").upper()
+        check_choice("AIOHTTP_OBSERVE_LOG_LEVEL", level, _LEVELS)
+        format_ = self.format or environment("LOG_FORMAT") or "json"
+        check_choice("AIOHTTP_OBSERVE_LOG_FORMAT", format_, _FORMATS)
+        if self.access:
+            _take_over_access_log(app, malformed)
+        return ServerLogs(self, level, format_, meter)
+
+
+def _take_over_access_log(app: web.Application, malformed: Malformed) -> None:
+    """Make ours the access logger of whatever server will run ``app``.
+
+    aiohttp reads an application's handler arguments when it makes the server, over those of
+    the runner.  That silences its own line for this application alone, at no cost a request,
+    and the access logger is the one place that sees requests the parser refused.
+    """
+    app._handler_args = {
+        **(app._handler_args or {}),
+        "access_log": logging.getLogger("aiohttp_observe.access"),
+        "access_log_class": bound_to(malformed),
+    }
+
+
+class ServerLogs:
+    """The log pillar of one application: open between start-up and clean-up."""
+
+    def __init__(self, options: Logs, level: str, format_: str, meter: Meter) -> None:
+        self._options = options
+        self._level = level
+        self._format = format_
+        self._meter = meter
+        self.lines = AccessLines(_direct_writer) if options.access else None
+
+    def open(self) -> None:
+        _process.enter(self._make)
+
+    def close(self) -> None:
+        _process.leave()
+
+    def _make(self) -> _Installed:
+        root = logging.getLogger()
+        if root.handlers and not self._options.replace:
+            return _Installed(None)
+        stream = self._options.stream or sys.stdout
+        render = _renderer(self._format, stream)
+        dropped = partial(self._meter.dropped, "log_lines")
+        handler = WriterHandler(Writer(stream, render, self._options.queue_size, dropped))
+        return _Installed(handler, self._level)
+
+
+def _renderer(format_: str, stream: TextIO) -> Callable[[Any], str]:
+    to_line: Callable[[Any], str] = to_json
+    if format_ == "text":
+        to_line = partial(to_text, color=getattr(stream, "isatty", bool)())
+
+    def render(item: Any) -> str:
+        return to_line(access_line(item) if type(item) is tuple else item)
+
+    return render
+
+
+class _Installed:
+    """What was changed in the process's logging, and how it was before."""
+
+    def __init__(self, handler: WriterHandler | None, level: str = "INFO") -> None:
+        self.handler = handler
+        self._factory = RecordFactory()
+        root = logging.getLogger()
+        self._handlers_before = root.handlers[:]
+        self._level_before = root.level
+        if handler is not None:
+            root.handlers[:] = [handler]
+            root.setLevel(level)
+
+    def undo(self) -> None:
+        self._factory.uninstall()
+        if self.handler is None:
+            return
+        root = logging.getLogger()
+        added = [handler for handler in root.handlers if handler is not self.handler]
+        root.handlers[:] = [*(h for h in self._handlers_before if h not in added), *added]
+        root.setLevel(self._level_before)
+        self.handler.writer.close(_FLUSH_SECONDS)
+        self.handler.close()
+
+
+class _Process:
+    """Logging as the process's applications share it: the first to open sets it up, the last undoes it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self.installed: _Installed | None = None
+
+    def enter(self, make: Callable[[], _Installed]) -> None:
+        with self._lock:
+            self._users += 1
+            if self.installed is None:
+                self.installed = make()
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self.installed is not None:
+                self.installed.undo()
+                self.installed = None
+
+
+_process = _Process()
+_access_logger = logging.getLogger("aiohttp_observe.access")
+
+
+def _direct_writer() -> Callable[[AccessItem], None] | None:
+    """The writer, if a record of the access logger would reach it and nothing else.
+
+    Then a request's access line needs no `logging.LogRecord`: that is most of its cost.
+    """
+    installed = _process.installed
+    handler = None if installed is None else installed.handler
+    if handler is None or _access_logger.filters:
+        return None
+    log: logging.Logger | None = _access_logger
+    while log is not None and log.parent is not None:
+        if log.handlers or not log.propagate:
+            return None
+        log = log.parent
+    if len(logging.root.handlers) != 1 or logging.root.handlers[0] is not handler or handler.filters:
+        return None
+    return handler.writer.put

@@ -1,0 +1,209 @@
+"""Render log records: one JSON line for machines, one readable line for a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import import_module
+from math import isfinite
+from typing import Any
+
+from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
+from pythonjsonlogger.json import JsonFormatter as PortableFormatter
+
+from .context import IDS, context_of, ids_of
+
+__all__ = ["JsonFormatter", "line_of", "plain", "to_json", "to_text"]
+
+_LONGEST_TEXT = 16_384
+_LONGEST_STACK = 65_536
+_DEEPEST = 6
+_MOST_ITEMS = 256
+_RESERVED = frozenset((*RESERVED_ATTRS, "taskName", "color_message"))
+_LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception"))
+_COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
+_LINE_SEPARATORS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
+_CONTROLS = str.maketrans(
+    {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+    | {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+)
+
+
+def timestamp(created: float) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    seconds, milliseconds = divmod(int(created * 1000), 1000)
+    return f"{_second(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """``value`` as bounded plain data that any encoder takes; never raises."""
+    kind = type(value)
+    if kind is str:
+        return _clip(value, _LONGEST_TEXT)
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**64 else _clip(hex(value), _LONGEST_TEXT)
+    if kind is float:
+        return value if isfinite(value) else str(value)
+    if depth < _DEEPEST:
+        if isinstance(value, Mapping):
+            return _plain_items(value.items(), depth)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [plain(item, depth + 1) for _, item in zip(range(_MOST_ITEMS), value, strict=False)]
+    return _clip(_text(value), _LONGEST_TEXT)
+
+
+def _plain_items(items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
+    return {_text(key): plain(item, depth + 1) for _, (key, item) in zip(range(_MOST_ITEMS), items, strict=False)}
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception as exc:
+        return f"<{type(value).__name__}: str() raised {type(exc).__name__}>"
+
+
+def _clip(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… [{len(text) - longest} characters cut]"
+
+
+def _library_formatter() -> BaseJsonFormatter:
+    """python-json-logger's formatter for the fastest encoder installed (extra ``fast``)."""
+    for module, name in (("orjson", "OrjsonFormatter"), ("msgspec", "MsgspecFormatter")):
+        try:
+            formatter = getattr(import_module(f"pythonjsonlogger.{module}"), name)()
+        except ImportError:
+            continue
+        return formatter  # type: ignore[no-any-return]
+    return PortableFormatter()
+
+
+_portable = PortableFormatter()
+_formatter = _library_formatter()
+
+
+def to_json(line: Mapping[str, Any]) -> str:
+    """A line's plain data as JSON, on one line whatever counts as a line break."""
+    data = {**line, "timestamp": timestamp(line["timestamp"])}
+    try:
+        text = _formatter.jsonify_log_record(data)
+    except (TypeError, ValueError):  # a lone surrogate, which only the portable encoder escapes
+        text = _portable.jsonify_log_record(data)
+    return text if text.isascii() else text.translate(_LINE_SEPARATORS)
+
+
+def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
+    """A line's plain data for a terminal: time, level, logger, message, fields; then the traceback.
+
+    Control characters are written out, since they drive terminals.
+    """
+    rest = dict(line)
+    moment, level = timestamp(rest.pop("timestamp"))[11:-1], rest.pop("level")
+    head = f"{moment} {level:<7} {rest.pop('logger')}: {rest.pop('message')}"
+    exception = rest.pop("exception", None)
+    text = " ".join([head, *(f"{key}={_shown(value)}" for key, value in rest.items())])
+    text = text.translate(_CONTROLS)
+    if color and level in _COLORS:
+        text = f"\x1b[{_COLORS[level]}m{text}\x1b[0m"
+    if exception is not None:
+        stack = exception["stacktrace"].rstrip("\n").split("\n")
+        text = "\n".join([text, *(part.translate(_CONTROLS) for part in stack)])
+    return text
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value and " " not in value else json.dumps(value, default=str)
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The record's message; what is wrong with it instead of an exception."""
+    try:
+        return _clip(record.getMessage(), _LONGEST_TEXT)
+    except Exception as exc:
+        return _clip(
+            f"{_text(record.msg)} [arguments don't fit: {type(exc).__name__}]", _LONGEST_TEXT
+        )
+
+
+def exception_of(record: logging.LogRecord) -> dict[str, str] | None:
+    """``type``, ``message`` and ``stacktrace`` of the record's exception."""
+    info = record.exc_info
+    if not info or not isinstance(info, tuple) or info[1] is None:
+        return None
+    kind, exc = type(info[1]), info[1]
+    builtin = kind.__module__ == "builtins"
+    return {
+        "type": kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}",
+        "message": _clip(_text(exc), _LONGEST_TEXT),
+        "stacktrace": _clip(_stack(info), _LONGEST_STACK),
+    }
+
+
+def _stack(info: Any) -> str:
+    try:
+        return "".join(traceback.format_exception(*info))
+    except Exception as exc:  # a repr or __str__ of the service's that raises
+        return "".join(traceback.format_tb(info[2])) + f"[not rendered: {type(exc).__name__}]"
+
+
+def extras_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The bound fields, then the record's ``extra`` ones, which win."""
+    fields = dict(context_of(record)[4])
+    for key, value in record.__dict__.items():
+        if key not in _RESERVED and not key.startswith("_") and (value is not None or key not in IDS):
+            fields[key] = value
+    return named_apart(fields)
+
+
+def named_apart(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` as plain data, with an underscore after a name that the line uses itself."""
+    return {f"{key}_" if key in _LINE_KEYS else key: plain(value) for key, value in fields.items()}
+
+
+def line_of(record: logging.LogRecord) -> dict[str, Any]:
+    """A record as plain data, independent of anything the service may still change.
+
+    ``timestamp`` is in seconds since the epoch: rendering it is left to the writer.
+    """
+    context = context_of(record)
+    line: dict[str, Any] = {
+        "timestamp": record.created,
+        "level": record.levelname,
+        "logger": record.name,
+        "message": message_of(record),
+        **ids_of(context),
+    }
+    if context[3] is not None:
+        line["task"] = context[3]
+    line.update(extras_of(record))
+    exception = exception_of(record)
+    if exception is not None:
+        line["exception"] = exception
+    return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, for `logging` configuration.
+
+    ``{"timestamp": RFC 3339 UTC, "level", "logger", "message"}`` and, when there is one,
+    ``request_id``, ``trace_id``, ``span_id``, ``task``, the bound fields, the ``extra``
+    fields and ``exception`` (``type``, ``message``, ``stacktrace``).  A field that would hide
+    one of the line's own keys gets an underscore at its end.  Long texts are cut with a mark.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return to_json(line_of(record))

@@ -1,0 +1,543 @@
+"""Metrics: what Prometheus scrapes, and the timer for any coroutine function."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from time import perf_counter
+from typing import Any, Final, ParamSpec, Protocol, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+from aiohttp import web
+from prometheus_async.aio import time as time_awaitable
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from .exchange import OTHER, Exchange, SpanIds, current_scope
+from .options import check_flag, check_instance, check_path, check_positive_int
+
+__all__ = ["Metrics", "timeit"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Seconds, as the stable HTTP semantic conventions advise."""
+_BUSY_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZE_BUCKETS = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 16777216.0)
+_EXEMPLAR_INTERVAL = 1.0
+"""Seconds between exemplars of one bucket: a scrape reads only the newest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What is measured, and where it is served.
+
+    ``path``           where ``GET`` answers, default ``/metrics``; ``None`` serves nothing
+    ``registry``       default: the process-wide ``prometheus_client.REGISTRY``; give an
+                       application a ``CollectorRegistry`` of its own to keep it apart
+    ``require_token``  whether ``path`` is guarded as ``/_tasks`` is, default ``False``
+    ``exemplars``      whether sampled requests leave their trace id in OpenMetrics, default ``True``
+    ``max_routes``     route templates told apart before ``_other``, default 500
+    ``max_hosts``      hosts of outbound requests told apart, default 100
+    ``max_names``      operations, spawned tasks and exception types told apart, default 200 each
+
+    The limits of the first description to use a registry hold for that registry.
+    """
+
+    path: str | None = "/metrics"
+    registry: CollectorRegistry | None = None
+    require_token: bool = False
+    exemplars: bool = True
+    max_routes: int = 500
+    max_hosts: int = 100
+    max_names: int = 200
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            check_path("Metrics(path=...)", self.path)
+        check_instance("Metrics(registry=...)", self.registry, (CollectorRegistry, type(None)))
+        check_flag("Metrics(require_token=...)", self.require_token)
+        check_flag("Metrics(exemplars=...)", self.exemplars)
+        check_positive_int("Metrics(max_routes=...)", self.max_routes, "route templates")
+        check_positive_int("Metrics(max_hosts=...)", self.max_hosts, "hosts")
+        check_positive_int("Metrics(max_names=...)", self.max_names, "names")
+
+    def install(self, app: web.Application, gate: Gate | None) -> ServerMetrics:
+        """Serve ``path`` on ``app``; ``gate`` says who may look if a token is required."""
+        registry = REGISTRY if self.registry is None else self.registry
+        instruments = _instruments_of(registry, self)
+        if self.path is not None:
+            page = MetricsPage(registry, gate if self.require_token else None)
+            app.router.add_get(self.path, page.get)
+            app.on_cleanup.append(page.close)
+        return ServerMetrics(instruments, exemplars=self.exemplars)
+
+
+class Gate(Protocol):
+    """Who may look; returns the refusal, or ``None`` for those who may."""
+
+    def check(self, request: web.Request) -> web.Response | None: ...
+
+
+class _Bounded:
+    """Lets the first ``limit`` different values through; every later one becomes ``_other``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        known = self._known.get(value)
+        if known is not None:
+            return known
+        if len(self._known) >= self._limit:
+            return OTHER
+        return self._known.setdefault(value, value)
+
+
+class _Timed:
+    """One duration series: observes, with at most one exemplar a bucket and second."""
+
+    __slots__ = ("_child", "_exemplar_due")
+
+    def __init__(self, child: Histogram) -> None:
+        self._child = child
+        self._exemplar_due = [0.0] * (len(_DURATION_BUCKETS) + 1)
+
+    def observe(self, seconds: float, span: SpanIds | None) -> None:
+        if span is not None:
+            bucket = bisect_left(_DURATION_BUCKETS, seconds)
+            now = perf_counter()
+            if now >= self._exemplar_due[bucket]:
+                self._exemplar_due[bucket] = now + _EXEMPLAR_INTERVAL
+                self._child.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
+                return
+        self._child.observe(seconds)
+
+
+class _PerRoute:
+    """The series of one method and route, looked up once."""
+
+    __slots__ = ("_instruments", "_method", "busy", "ended", "request_size", "response_size", "route")
+
+    def __init__(self, instruments: Instruments, method: str, route: str) -> None:
+        self._instruments = instruments
+        self._method = method
+        self.route = route
+        self.busy = instruments.busy.labels(method, route).observe
+        self.request_size = instruments.request_size.labels(method, route).observe
+        self.response_size = instruments.response_size.labels(method, route).observe
+        self.ended: dict[tuple[int | None, str | None], _Timed] = {}
+
+    def add(self, status: int | None, error: str | None) -> _Timed:
+        """The duration series of requests that ended so."""
+        if error is not None:
+            error = self._instruments.bounded_error(error)
+        series = self.ended.get((status, error))
+        if series is None:
+            labels = map(_label, (self._method, self.route, status, error))
+            series = self.ended[status, error] = _Timed(self._instruments.duration.labels(*labels))
+        return series
+
+
+class Instruments:
+    """The metrics of one registry; a `Meter` for the other pillars.
+
+    Children are looked up once per combination of label values and kept: every label is
+    bounded, so their number is too.
+    """
+
+    def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
+        self.bounded_route = _Bounded(limits.max_routes)
+        self.bounded_host = _Bounded(limits.max_hosts)
+        self.bounded_error = _Bounded(limits.max_names)
+        self._bounded_operation = _Bounded(limits.max_names)
+        self._bounded_task = _Bounded(limits.max_names)
+        self._client: dict[tuple[str, str, int | None, int | None, str | None], _Timed] = {}
+        self._add_server(registry)
+        self._add_client(registry)
+        self._add_asyncio(registry)
+        self._internal_errors = Counter(
+            "aiohttp_observe_internal_errors",
+            "Exceptions of observers and of this package, none of which reached a request",
+            ["observer"],
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "aiohttp_observe_dropped",
+            "Log lines, spans and the like given up rather than block a request or grow",
+            ["what"],
+            registry=registry,
+        )
+        self.at_scrape = AtScrape()
+        registry.register(self.at_scrape)
+
+    def _add_server(self, registry: CollectorRegistry) -> None:
+        by_route = ["http_request_method", "http_route"]
+        self.duration = Histogram(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP server requests, to the last byte",
+            [*by_route, "http_response_status_code", "error_type"],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.active = Gauge(
+            "http_server_active_requests",
+            "HTTP server requests being served",
+            ["http_request_method"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.busy = Histogram(
+            "http_server_request_busy_seconds",
+            "Seconds a request's handler held the event loop",
+            by_route,
+            buckets=_BUSY_BUCKETS,
+            registry=registry,
+        )
+        self.abandoned = Counter(
+            "http_server_abandoned_seconds",
+            "Seconds handlers worked for clients that had already left",
+            ["http_route"],
+            registry=registry,
+        )
+        self.request_size = Histogram(
+            "http_server_request_body_size_bytes",
+            "Bytes received of request bodies, where there was one",
+            by_route,
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.response_size = Histogram(
+            "http_server_response_body_size_bytes",
+            "Bytes of response bodies sent",
+            by_route,
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_client(self, registry: CollectorRegistry) -> None:
+        self._client_duration = Histogram(
+            "http_client_request_duration_seconds",
+            "Duration of HTTP client requests, to the last byte",
+            [
+                "http_request_method",
+                "server_address",
+                "server_port",
+                "http_response_status_code",
+                "error_type",
+            ],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._client_phase = Histogram(
+            "http_client_phase_seconds",
+            "Parts of HTTP client requests; queue is the wait for a pooled connection",
+            ["server_address", "phase"],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_asyncio(self, registry: CollectorRegistry) -> None:
+        self._task_outcomes = Counter(
+            "asyncio_task_outcomes", "Spawned tasks by how they ended", ["name", "outcome"], registry=registry
+        )
+        self._unhandled = Counter(
+            "asyncio_unhandled", "Failures nobody handled", ["kind"], registry=registry
+        )
+        self._lag = Histogram(
+            "asyncio_loop_lag_seconds",
+            "How late the event loop ran a timer",
+            buckets=_BUSY_BUCKETS,
+            registry=registry,
+        )
+        self._blocked_seconds = Counter(
+            "asyncio_loop_blocked_seconds", "Seconds the event loop was blocked", registry=registry
+        )
+        self._blocked = Counter("asyncio_loop_blocked", "Times the event loop was blocked", registry=registry)
+        self._operations = Histogram(
+            "async_operation_duration_seconds",
+            "Duration of operations and timed coroutine functions",
+            ["operation", "outcome"],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+
+    # The Meter
+
+    def operation(self, name: str, outcome: str, seconds: float) -> None:
+        self._operations.labels(self._bounded_operation(name), outcome).observe(seconds)
+
+    def client_request(
+        self,
+        method: str,
+        host: str,
+        port: int | None,
+        status: int | None,
+        error_type: str | None,
+        seconds: float,
+        span: SpanIds | None,
+    ) -> None:
+        bounded = self.bounded_host(host)
+        if bounded is OTHER:
+            port = None
+        if error_type is not None:
+            error_type = self.bounded_error(error_type)
+        key = (method, bounded, port, status, error_type)
+        series = self._client.get(key)
+        if series is None:
+            series = self._client[key] = _Timed(self._client_duration.labels(*map(_label, key)))
+        series.observe(seconds, span)
+
+    def client_phase(self, host: str, phase: str, seconds: float) -> None:
+        self._client_phase.labels(self.bounded_host(host), phase).observe(seconds)
+
+    def task_outcome(self, name: str, outcome: str) -> None:
+        self._task_outcomes.labels(self._bounded_task(name), outcome).inc()
+
+    def unhandled(self, kind: str) -> None:
+        self._unhandled.labels(kind).inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        self._lag.observe(seconds)
+
+    def loop_blocked(self, seconds: float) -> None:
+        self._blocked.inc()
+        self._blocked_seconds.inc(seconds)
+
+    def internal_error(self, observer: str) -> None:
+        self._internal_errors.labels(observer).inc()
+
+    def dropped(self, what: str, count: int = 1) -> None:
+        self._dropped.labels(what).inc(count)
+
+
+def _label(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+_instruments: WeakKeyDictionary[CollectorRegistry, Instruments] = WeakKeyDictionary()
+_instruments_lock = threading.Lock()
+
+
+def _instruments_of(registry: CollectorRegistry, limits: Metrics) -> Instruments:
+    """The instruments of ``registry``, made once: applications may share a registry."""
+    with _instruments_lock:
+        instruments = _instruments.get(registry)
+        if instruments is None:
+            instruments = _instruments[registry] = Instruments(registry, limits)
+        return instruments
+
+
+TaskCounts = Callable[[], Iterable[tuple[str, str, int]]]
+"""Returns (state, wait kind or "", number of tasks); called in the scraping thread."""
+Utilization = Callable[[], "float | None"]
+
+
+class AtScrape(Collector):
+    """The gauges computed when somebody scrapes, summed over the loops that run."""
+
+    def __init__(self) -> None:
+        self.tasks: list[TaskCounts] = []
+        self.utilization: list[Utilization] = []
+
+    def describe(self) -> list[Metric]:
+        return [self._tasks_family(), self._utilization_family()]
+
+    def collect(self) -> Iterator[Metric]:
+        totals: dict[tuple[str, str], int] = {}
+        for count in list(self.tasks):
+            for state, wait, number in count():
+                totals[state, wait] = totals.get((state, wait), 0) + number
+        family = self._tasks_family()
+        for labels, total in totals.items():
+            family.add_metric(labels, total)
+        yield family
+        ratios = [ratio for read in list(self.utilization) if (ratio := read()) is not None]
+        utilization = self._utilization_family()
+        if ratios:  # a process with several loops is as busy as its busiest
+            utilization.add_metric((), max(ratios))
+        yield utilization
+
+    @staticmethod
+    def _tasks_family() -> GaugeMetricFamily:
+        return GaugeMetricFamily("asyncio_tasks", "Live asyncio tasks", labels=["state", "wait"])
+
+    @staticmethod
+    def _utilization_family() -> GaugeMetricFamily:
+        return GaugeMetricFamily(
+            "asyncio_loop_utilization_ratio", "Share of time the event loop's thread was on a CPU", labels=[]
+        )
+
+
+class ServerMetrics:
+    """Hears of every request of one application."""
+
+    def __init__(self, instruments: Instruments, *, exemplars: bool) -> None:
+        self.instruments = instruments
+        self._exemplars = exemplars
+        self._active: dict[str, Gauge] = {}
+        self._per_route: dict[tuple[str, str], _PerRoute] = {}
+
+    def started(self, exchange: Exchange, request: web.BaseRequest) -> None:
+        active = self._active.get(exchange.method)
+        if active is None:
+            active = self._active[exchange.method] = self.instruments.active.labels(exchange.method)
+        active.inc()
+
+    def finished(self, exchange: Exchange) -> None:
+        method = exchange.method
+        per_route = self._per_route.get((method, exchange.route)) or self._add_route(exchange)
+        ended = per_route.ended.get((exchange.status, exchange.error_type))
+        if ended is None:
+            ended = per_route.add(exchange.status, exchange.error_type)
+        ended.observe(exchange.duration or 0.0, exchange.span if self._exemplars and exchange.sampled else None)
+        if not exchange.polls:  # refused by the parser: it never started
+            return
+        self._active[method].dec()
+        per_route.busy(exchange.busy)
+        if exchange.request_size:
+            per_route.request_size(exchange.request_size)
+        per_route.response_size(exchange.response_size)
+        if exchange.abandoned:
+            self.instruments.abandoned.labels(per_route.route).inc(exchange.abandoned)
+
+    def _add_route(self, exchange: Exchange) -> _PerRoute:
+        known = (exchange.method, self.instruments.bounded_route(exchange.route))
+        per_route = self._per_route.get(known)
+        if per_route is None:
+            per_route = self._per_route[known] = _PerRoute(self.instruments, *known)
+        return per_route
+
+    def count_tasks(self, count: TaskCounts) -> Callable[[], None]:
+        """Have tasks counted at scrape; returns how to stop."""
+        tasks = self.instruments.at_scrape.tasks
+        tasks.append(count)
+        return lambda: tasks.remove(count)
+
+    def read_utilization(self, read: Utilization) -> Callable[[], None]:
+        """Have a loop's utilization read at scrape; returns how to stop."""
+        utilization = self.instruments.at_scrape.utilization
+        utilization.append(read)
+        return lambda: utilization.remove(read)
+
+
+class MetricsPage:
+    """Serves a registry in the format the scraper asks for, encoded off the loop.
+
+    A thread of its own, so that a default executor full of the service's work, the very
+    moment one wants to look, doesn't hide the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry, gate: Gate | None) -> None:
+        self._registry = registry
+        self._gate = gate
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiohttp-observe-metrics")
+
+    async def get(self, request: web.Request) -> web.Response:
+        refusal = None if self._gate is None else self._gate.check(request)
+        if refusal is not None:
+            return refusal
+        encode, content_type = _encoder_for(request.headers.get("Accept", ""))
+        loop = asyncio.get_running_loop()
+        body = await loop.run_in_executor(self._thread, lambda: encode(self._scraped()))
+        # aiohttp refuses a content_type argument that carries parameters.
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _scraped(self) -> Collector:
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return self._registry
+        merged = CollectorRegistry()
+        MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
+        return merged
+
+    async def close(self, app: web.Application) -> None:
+        self._thread.shutdown(wait=False)
+
+
+def _encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except Exception:  # prometheus_client trips over a version that isn't a number
+        return choose_encoder("")
+
+
+class _Outcome:
+    """Watches one call: the outcome as seen, the seconds as prometheus-async measures them."""
+
+    __slots__ = ("_name", "_outcome")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._outcome = "ok"
+
+    async def watch(self, awaitable: Awaitable[T]) -> T:
+        try:
+            return await awaitable
+        except (asyncio.CancelledError, GeneratorExit):
+            self._outcome = "cancelled"
+            raise
+        except BaseException:
+            self._outcome = "error"
+            raise
+
+    def observe(self, seconds: float) -> None:
+        scope = current_scope()
+        meter = _instruments_of(REGISTRY, Metrics()) if scope is None else scope.meter
+        meter.operation(self._name, self._outcome, seconds)
+
+
+_Timeable = Callable[P, Coroutine[Any, Any, T]]
+
+
+@overload
+def timeit(function: _Timeable[P, T], /) -> _Timeable[P, T]: ...
+
+
+@overload
+def timeit(*, name: str | None = None) -> Callable[[_Timeable[P, T]], _Timeable[P, T]]: ...
+
+
+def timeit(function: Any = None, /, *, name: str | None = None) -> Any:
+    """Time every call of a coroutine function, method or handler.
+
+    Bare or with a name: ``@timeit`` or ``@timeit(name="price lookup")``.  Each call is
+    observed in ``async_operation_duration_seconds{operation, outcome}``: ``operation`` is
+    ``name``, or the function's qualified name; ``outcome`` is ``ok``, ``error`` or
+    ``cancelled``.  The metrics are those of the application whose request or start-up the
+    call descends from, else those of ``prometheus_client.REGISTRY``.
+
+    Raises ``TypeError`` for anything but a coroutine function.
+    """
+    if name is not None:
+        check_instance("timeit(name=...)", name, str)
+    if function is None:
+        return functools.partial(_timed, name=name)
+    return _timed(function, name=name)
+
+
+def _timed(function: _Timeable[P, T], *, name: str | None) -> _Timeable[P, T]:
+    if not iscoroutinefunction(function):
+        raise TypeError(
+            f"@timeit takes a coroutine function, got {function!r}: write 'async def', "
+            "or time a block with 'with operation(...)'"
+        )
+    label: Final = name or function.__qualname__
+
+    @functools.wraps(function)
+    async def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+        outcome = _Outcome(label)
+        return await time_awaitable(outcome, outcome.watch(function(*args, **kwargs)))
+
+    return timed

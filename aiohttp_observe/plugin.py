@@ -1,0 +1,302 @@
+"""``setup_observability()``: the only place where the pillars meet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any
+
+from aiohttp import web
+
+from .admin import Admin
+from .background import drain
+from .client import CLIENT_SESSION, Client, client_session
+from .exchange import SCOPE, Scope
+from .failures import Failures
+from .logs import Logs, ServerLogs
+from .loopwatch import LoopMonitor, LoopWatch
+from .metrics import Metrics, ServerMetrics
+from .middleware import Recorder, user_observers
+from .options import check_instance
+from .tasks import (
+    LoopState,
+    Snapshot,
+    Tasks,
+    count_tasks,
+    json_pieces,
+    snapshot_without_blocking,
+    take_snapshot,
+)
+from .tracing import ServerTracer, Tracing, instrumentors_place, is_instrumented, without_instrumentor
+
+__all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
+
+_DEPARTURES_INTERVAL = 0.25
+"""Seconds between looks for clients that have left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pillars:
+    metrics: Metrics | None
+    logs: Logs | None
+    tracing: Tracing | None
+    failures: Failures | None
+    tasks: Tasks | None
+    loop_watch: LoopWatch | None
+    client: Client | None
+    admin: Admin | None
+
+    def __post_init__(self) -> None:
+        kinds = (Metrics, Logs, Tracing, Failures, Tasks, LoopWatch, Client, Admin)
+        for name, kind in zip(self.__dataclass_fields__, kinds, strict=True):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(
+                    f"setup_observability({name}=...) takes {kind.__name__}(...), or None to turn it off, "
+                    f"got {value!r} ({type(value).__name__})"
+                )
+
+
+def setup_observability(
+    app: web.Application,
+    *,
+    metrics: Metrics | None = Metrics(),
+    logs: Logs | None = Logs(),
+    tracing: Tracing | None = Tracing(),
+    failures: Failures | None = Failures(),
+    tasks: Tasks | None = Tasks(),
+    loop_watch: LoopWatch | None = LoopWatch(),
+    client: Client | None = Client(),
+    admin: Admin | None = Admin(),
+    observers: Iterable[object] = (),
+) -> Observability:
+    """Make everything ``app`` does observable: requests, outbound calls, logs, failures, tasks.
+
+    Call it once, on the root application, before it runs; sub-applications are covered.
+    Each pillar is described by an object of options; ``None`` turns it off.  ``observers``
+    hear of every request: see `Observer`.  What it starts, it starts with the application,
+    and after clean-up everything is as it was before.
+
+    Returns the running state, also found as ``app[OBSERVABILITY]``.
+
+    Raises ``TypeError`` or ``ValueError`` for options that can't be, and ``RuntimeError`` for
+    a second call, an application that is frozen, a sub-application, or one that covers
+    another one already set up.
+    """
+    pillars = _Pillars(
+        metrics=metrics,
+        logs=logs,
+        tracing=tracing,
+        failures=failures,
+        tasks=tasks,
+        loop_watch=loop_watch,
+        client=client,
+        admin=admin,
+    )
+    _check_application(app)
+    app[OBSERVABILITY] = observability = Observability(app, pillars, _checked(observers))
+    return observability
+
+
+class Observability:
+    """The running state of one application: ``app[OBSERVABILITY]``.
+
+    ``metrics``, ``logs`` and ``tracer`` are its running pillars, ``monitor`` its loop watch
+    between start-up and clean-up; each is ``None`` when turned off.
+    """
+
+    def __init__(self, app: web.Application, pillars: _Pillars, observers: tuple[object, ...]) -> None:
+        self.scope = Scope()
+        self.recorder = Recorder(self.scope)
+        self.metrics: ServerMetrics | None = None
+        self.tracer: ServerTracer | None = None
+        self.logs: ServerLogs | None = None
+        self.monitor: LoopMonitor | None = None
+        self._pillars = pillars
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._install_pillars(app)
+        self._add_observers(observers)
+        self._wire(app)
+
+    def snapshot(self, **filters: Any) -> Snapshot:
+        """The tasks of the application's loop: `take_snapshot` with what the loop watch knows.
+
+        Works from any thread.  Raises ``RuntimeError`` while the application isn't running.
+        """
+        if self._loop is None:
+            raise RuntimeError("the application isn't running: take a snapshot after its start-up")
+        return take_snapshot(self._loop, loop_state=self._loop_state(), **filters)
+
+    async def snapshot_json(self, **filters: Any) -> str:
+        """The same as the document of ``/_tasks``, made on the loop in slices between its other work."""
+        picture = await snapshot_without_blocking(loop_state=self._loop_state(), **filters)
+        pieces = []
+        for piece in json_pieces(picture):
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        return "".join(pieces)
+
+    def _install_pillars(self, app: web.Application) -> None:
+        pillars, scope = self._pillars, self.scope
+        gate = None if pillars.admin is None else pillars.admin.install(app, self)
+        if pillars.metrics is not None:
+            if pillars.metrics.require_token and gate is None:
+                raise ValueError("Metrics(require_token=True) needs admin=Admin(token=...): it keeps the token")
+            self.metrics = pillars.metrics.install(app, gate)
+            scope.meter = self.metrics.instruments
+        if pillars.logs is not None:
+            self.logs = pillars.logs.install(app, scope.meter, self.recorder.malformed)
+        if pillars.tracing is not None:
+            self.tracer = scope.tracer = pillars.tracing.install(app, scope.meter)
+        if pillars.client is not None:
+            pillars.client.install(app, scope)
+
+    def _add_observers(self, observers: tuple[object, ...]) -> None:
+        """In the order they hear: the trace first, so that the others know its ids."""
+        add = self.recorder.add
+        if self.tracer is not None:
+            add("tracing", self.tracer)
+        if self.metrics is not None:
+            add("metrics", self.metrics)
+        for name, observer in user_observers(observers):
+            add(name, observer)
+        if self.logs is not None and self.logs.lines is not None:
+            add("logs", self.logs.lines)
+
+    def _wire(self, app: web.Application) -> None:
+        # Outermost, but within the official instrumentor's, whose span is used then.
+        app.middlewares.insert(instrumentors_place(app), self.recorder.middleware())
+        app.on_response_prepare.append(self.recorder.prepare)
+        app.on_shutdown.append(self.recorder.stop)
+        app.cleanup_ctx.insert(0, self._run)
+        # Background tasks use what the service's own clean-up takes away: they end before it.
+        app.on_cleanup.insert(0, self._drain)
+
+    async def _drain(self, app: web.Application) -> None:
+        failures = self._pillars.failures or Failures()
+        await drain(self.scope, failures.shutdown_timeout)
+
+    async def _run(self, app: web.Application) -> AsyncIterator[None]:
+        """Start-up and clean-up of everything, in opposite orders."""
+        _refuse_nested(app)
+        async with AsyncExitStack() as stack:
+            self._loop = asyncio.get_running_loop()
+            SCOPE.set(self.scope)
+            if self.logs is not None:
+                self.logs.open()
+                stack.callback(self.logs.close)
+            if self.tracer is not None:
+                self._open_tracer(app, self.tracer)
+                stack.push_async_callback(self.tracer.close)
+            self._watch_loop(stack, self._loop)
+            stack.callback(self._watch_departures(self._loop))
+            if self._pillars.client is not None and self._pillars.client.session:
+                app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
+            yield
+        self._loop = None
+        SCOPE.set(None)
+
+    def _open_tracer(self, app: web.Application, tracer: ServerTracer) -> None:
+        tracer.open(app)
+        if any(is_instrumented(nested) for nested in _nested(app)):
+            self.recorder.adapt = without_instrumentor
+
+    def _watch_loop(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
+        pillars, meter = self._pillars, self.scope.meter
+        if pillars.failures is not None:
+            stack.callback(pillars.failures.install(loop, meter).close)
+        if pillars.tasks is not None:
+            stack.callback(pillars.tasks.install(loop).uninstall)
+            if self.metrics is not None:
+                stack.callback(self.metrics.count_tasks(lambda: count_tasks(loop)))
+        if pillars.loop_watch is not None:
+            self.monitor = monitor = pillars.loop_watch.install(loop, meter)
+            stack.callback(self._stop_watching, monitor)
+            if self.metrics is not None:
+                stack.callback(self.metrics.read_utilization(monitor.utilization))
+
+    def _stop_watching(self, monitor: LoopMonitor) -> None:
+        self.monitor = None
+        monitor.close()
+
+    def _watch_departures(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Look for clients that have left, now and then; returns how to stop."""
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            self.recorder.note_departures()
+            timer = loop.call_later(_DEPARTURES_INTERVAL, look)
+
+        timer = loop.call_later(_DEPARTURES_INTERVAL, look)
+        return lambda: timer.cancel()
+
+    def _loop_state(self) -> LoopState | None:
+        return None if self.monitor is None else self.monitor.state()
+
+
+OBSERVABILITY: web.AppKey[Observability] = web.AppKey("OBSERVABILITY", Observability)
+"""Where an application keeps its `Observability`."""
+
+
+def _check_application(app: web.Application) -> None:
+    check_instance("setup_observability(app)", app, web.Application)
+    if OBSERVABILITY in app:
+        raise RuntimeError("setup_observability() was called for this application before: call it once")
+    if app.frozen:
+        raise RuntimeError(
+            "this application has been started: call setup_observability() before it is run"
+        )
+    if app.pre_frozen:
+        raise RuntimeError(
+            "this application is part of another one, which covers it: "
+            "call setup_observability() on the root application only"
+        )
+    _refuse_nested(app)
+
+
+def _refuse_nested(app: web.Application) -> None:
+    for nested in _nested(app):
+        if OBSERVABILITY in nested:
+            raise RuntimeError(
+                "a sub-application of this one has been set up too, which would observe its requests twice: "
+                "call setup_observability() on the root application only"
+            )
+
+
+def _nested(app: web.Application) -> Iterator[web.Application]:
+    """The sub-applications of ``app``, at any depth."""
+    for resource in app.router.resources():
+        nested = resource.get_info().get("app")
+        if nested is not None:
+            yield nested
+            yield from _nested(nested)
+
+
+def _checked(observers: Iterable[object]) -> tuple[object, ...]:
+    if not isinstance(observers, Iterable):
+        raise TypeError(f"setup_observability(observers=...) takes a list of observers, got {observers!r}")
+    checked = tuple(observers)
+    for observer in checked:
+        _check_observer(observer)
+    return checked
+
+
+def _check_observer(observer: object) -> None:
+    if isinstance(observer, type):
+        raise TypeError(f"setup_observability(observers=...) takes instances, got {observer!r}: call it")
+    hooks = [hook for name in ("started", "finished") if callable(hook := getattr(observer, name, None))]
+    if not hooks:
+        raise TypeError(
+            f"setup_observability(observers=...) takes objects with started(exchange) or "
+            f"finished(exchange), got {observer!r}"
+        )
+    for hook in hooks:
+        if iscoroutinefunction(hook):
+            raise TypeError(
+                f"setup_observability(observers=...) takes hooks that are plain functions, got the "
+                f"coroutine function {hook!r}: write 'def', and spawn() what has to wait"
+            )

@@ -1,0 +1,83 @@
+"""Tasks, live: what every task of a loop does, what it waits for, and where it came from.
+
+Works without aiohttp, on a loop of asyncio or uvloop, and from another thread while that
+loop is blocked.
+
+==============  ==================================================================
+``model``       the picture: `Snapshot` and what it is made of
+``snapshot``    `take_snapshot`, `snapshot_without_blocking`, `count_tasks`, `find_task`
+``selection``   the filters
+``seen``        one task, examined
+``chain``       the await chain: coroutines down to the innermost
+``stacks``      what tasks at the same places have in common
+``waits``       the kinds of waiting, `register_wait_kind`
+``edges``       who waits for whom
+``resources``   locks, queues, ...: holders and waiters
+``deadlock``    cycles
+``verdict``     what stands out, in sentences
+``render``      JSON
+``tracker``     `Tasks`: when, where, by whom and for which request a task was created
+``drive``       drives a request's coroutine by hand, timing it
+==============  ==================================================================
+"""
+
+from .drive import drive
+from .model import (
+    Blocked,
+    CoroCount,
+    Frame,
+    LoopState,
+    ProcessInfo,
+    Resource,
+    Served,
+    Snapshot,
+    Summary,
+    TaskInfo,
+    Wait,
+)
+from .places import stack_of
+from .render import json_pieces, to_dict, to_json
+from .snapshot import count_tasks, find_task, snapshot_without_blocking, take_snapshot
+from .tracker import (
+    Birth,
+    Tasks,
+    TaskTracker,
+    adopt,
+    birth_of,
+    exchange_of,
+    name_operation,
+    number_of,
+)
+from .waits import register_wait_kind
+
+__all__ = [
+    "Birth",
+    "Blocked",
+    "CoroCount",
+    "Frame",
+    "LoopState",
+    "ProcessInfo",
+    "Resource",
+    "Served",
+    "Snapshot",
+    "Summary",
+    "TaskInfo",
+    "TaskTracker",
+    "Tasks",
+    "Wait",
+    "adopt",
+    "birth_of",
+    "count_tasks",
+    "drive",
+    "exchange_of",
+    "find_task",
+    "json_pieces",
+    "name_operation",
+    "number_of",
+    "register_wait_kind",
+    "snapshot_without_blocking",
+    "stack_of",
+    "take_snapshot",
+    "to_dict",
+    "to_json",
+]

@@ -1,0 +1,180 @@
+"""The await chain of a task: from its own coroutine down to the innermost one that is suspended.
+
+``Task.get_stack()`` gives only the outermost frame of a suspended task, so the chain is
+followed by hand, through coroutines, generators, async generators, `drive`, and objects
+written in C or with an ``__await__`` of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from typing import Any, NamedTuple
+
+from .drive import drive
+from .model import Frame
+from .places import place_of
+
+__all__ = ["Chain", "await_chain", "held_by", "running_frames"]
+
+_DEEPEST = 2000
+"""Links that are followed at most: nobody reads more, and a chain that never ends must."""
+
+_DRIVE = drive.__code__
+_WAIT_FOR = asyncio.wait_for.__code__
+_WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
+
+
+class Chain(NamedTuple):
+    """An await chain, outermost first.
+
+    ``awaitables``  the suspended coroutines and generators
+    ``frames``      the frame of each
+    ``key``         code and instruction of each: equal for tasks that stand at the same places
+    ``leaf``        the future that the innermost awaits, ``None`` if the task is ready
+    ``own``         how many are the task's own: up to Python 3.11 ``wait_for`` runs what it
+                    waits for in a task of its own, whose chain follows here as it does on
+                    newer versions
+    """
+
+    awaitables: list[Any]
+    frames: list[FrameType]
+    key: tuple[int, ...]
+    leaf: Any
+    own: int
+
+    def module(self, index: int) -> str:
+        """The name of the module that a frame's code is in."""
+        name: str = self.frames[index].f_globals.get("__name__", "")
+        return name
+
+    def place(self, index: int) -> Frame:
+        """Where a frame stood when the chain was followed."""
+        return place_of(self.frames[index].f_code, self.key[2 * index + 1])
+
+
+def await_chain(task: asyncio.Task[Any], is_helper: Callable[[asyncio.Task[Any]], bool]) -> Chain:
+    """The chain of ``task``; ``is_helper`` tells whether ``wait_for`` itself made a task."""
+    awaitables: list[Any] = []
+    frames: list[FrameType] = []
+    key: list[int] = []
+    _follow(task.get_coro(), awaitables, frames, key)
+    leaf = getattr(task, "_fut_waiter", None)
+    own = len(frames)
+    if _WAIT_FOR_MAKES_A_TASK:
+        while frames and frames[-1].f_code is _WAIT_FOR and len(frames) < _DEEPEST:
+            timed = _timed_future(awaitables[-1], leaf)
+            if not isinstance(timed, asyncio.Task) or not is_helper(timed):
+                leaf = timed or leaf
+                break
+            _follow(timed.get_coro(), awaitables, frames, key)
+            leaf = getattr(timed, "_fut_waiter", None)
+    return Chain(awaitables, frames, tuple(key), leaf, own)
+
+
+def _follow(awaitable: Any, awaitables: list[Any], frames: list[FrameType], key: list[int]) -> None:
+    """Add what ``awaitable`` leads to."""
+    for _ in range(_DEEPEST):
+        if type(awaitable) is CoroutineType:
+            frame, inner = awaitable.cr_frame, awaitable.cr_await
+        else:
+            frame, inner = _READ.get(type(awaitable), _read_other)(awaitable)
+        if frame is not None:
+            awaitables.append(awaitable)
+            frames.append(frame)
+            key += (id(frame.f_code), frame.f_lasti)
+        if inner is None:
+            break
+        awaitable = inner
+
+
+def _read_generator(generator: GeneratorType[Any, Any, Any]) -> tuple[FrameType | None, Any]:
+    if generator.gi_code is _DRIVE:
+        return generator.gi_frame, next(filter(_is_link, held_by(generator)), None)
+    return generator.gi_frame, generator.gi_yieldfrom
+
+
+def _read_async_generator(generator: AsyncGeneratorType[Any, Any]) -> tuple[FrameType | None, Any]:
+    return generator.ag_frame, generator.ag_await
+
+
+def _read_other(awaitable: Any) -> tuple[FrameType | None, Any]:
+    """Coroutines compiled by Cython, and iterators in front of what is really awaited."""
+    if hasattr(awaitable, "cr_await"):
+        return awaitable.cr_frame, awaitable.cr_await
+    if isinstance(awaitable, asyncio.Future) or type(awaitable).__name__ == "FutureIter":
+        return None, None
+    return None, next(_within(awaitable), None)
+
+
+def _within(awaitable: Any) -> Iterator[Any]:
+    """What an ``async_generator_asend``, a ``coroutine_wrapper``, an object's iterator, ... stands for."""
+    for held in gc.get_referents(awaitable):
+        # Up to Python 3.12 an object written in Python holds its attributes in a dictionary.
+        for candidate in held.values() if type(held) is dict else (held,):
+            if _is_link(candidate) or type(candidate).__name__ in _WRAPPERS:
+                yield candidate
+
+
+_READ: dict[type, Callable[[Any], tuple[FrameType | None, Any]]] = {
+    GeneratorType: _read_generator,
+    AsyncGeneratorType: _read_async_generator,
+    type(None): lambda nothing: (None, None),
+}
+_WRAPPERS = {
+    "anext_awaitable",
+    "async_generator_asend",
+    "async_generator_athrow",
+    "coroutine_wrapper",
+}
+
+
+def _is_link(held: Any) -> bool:
+    return type(held) in (CoroutineType, GeneratorType, AsyncGeneratorType) or hasattr(held, "cr_await")
+
+
+if sys.version_info >= (3, 11):
+
+    def held_by(awaitable: Any) -> list[Any]:
+        """What a suspended coroutine or generator holds: its locals and its evaluation stack."""
+        return gc.get_referents(awaitable)
+
+else:  # the coroutine shows only its frame
+
+    def held_by(awaitable: Any) -> list[Any]:
+        """What a suspended coroutine or generator holds: its locals and its evaluation stack."""
+        for attribute in ("cr_frame", "gi_frame", "ag_frame"):
+            frame = getattr(awaitable, attribute, None)
+            if frame is not None:
+                return gc.get_referents(frame)
+        return []
+
+
+def _timed_future(wait_for: Any, waiter: Any) -> asyncio.Future[Any] | None:
+    """What ``wait_for`` up to Python 3.11 waits for, where its coroutine awaits only ``waiter``."""
+    for held in held_by(wait_for):
+        if isinstance(held, asyncio.Future) and held is not waiter:
+            return held
+    return None
+
+
+def running_frames(task: asyncio.Task[Any]) -> list[FrameType]:
+    """The frames of the task that runs right now, outermost first, whatever thread its loop is in.
+
+    Empty if it has stopped running meanwhile.
+    """
+    outermost = getattr(task.get_coro(), "cr_frame", None)
+    if outermost is None:
+        return []
+    for top in sys._current_frames().values():
+        frames = []
+        frame: FrameType | None = top
+        while frame is not None:
+            frames.append(frame)
+            if frame is outermost:
+                return frames[::-1]
+            frame = frame.f_back
+    return []

@@ -1,0 +1,91 @@
+"""Who waits for whom, where the await chain itself doesn't lead there."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from types import CellType, GeneratorType
+from typing import Any, NamedTuple
+
+from .chain import held_by
+
+__all__ = ["Awaited", "awaited", "grouped", "next_completed", "timed", "waited_set"]
+
+_AS_COMPLETED = asyncio.as_completed.__code__
+_TaskGroup: Any = getattr(asyncio, "TaskGroup", ())  # from Python 3.11
+
+
+class Awaited(NamedTuple):
+    """What a future at the end of a chain is, and the futures it stands for."""
+
+    kind: str
+    detail: str
+    on: tuple[Any, ...] = ()
+
+
+_FUTURE = Awaited("future", "future")
+_EXECUTOR = Awaited("executor", "run_in_executor")
+
+
+def awaited(future: Any) -> Awaited:
+    """What it means to await ``future``, which ``gather``, ``shield`` and executors leave no frame for."""
+    if isinstance(future, asyncio.Task):
+        return Awaited("task", "task", (future,))
+    children = getattr(future, "_children", None)
+    if isinstance(children, list):
+        return Awaited("gather", "gather", tuple(children))
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        name = getattr(callback, "__qualname__", None)
+        if name == "shield.<locals>._outer_done_callback":
+            return _shielded(inspect.getclosurevars(callback).nonlocals.get("inner"))
+        if name == "_chain_future.<locals>._call_check_cancel":
+            return _EXECUTOR
+    return _FUTURE
+
+
+def _shielded(inner: Any) -> Awaited:
+    if isinstance(inner, asyncio.Task):
+        return Awaited("shield", "shield", (inner,))
+    within = awaited(inner)
+    return Awaited("shield", f"shield → {within.detail}", within.on)
+
+
+def timed(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
+    """The task in which ``asyncio.wait_for`` runs a coroutine, up to Python 3.11."""
+    if sys.version_info >= (3, 12):
+        return ()
+    return (held for held in held_by(awaitables[index]) if isinstance(held, asyncio.Task))
+
+
+def waited_set(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
+    """What ``asyncio.wait`` waits for."""
+    return next((held for held in held_by(awaitables[index]) if type(held) is set), ())
+
+
+def grouped(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
+    """What a ``TaskGroup`` waits for at its end."""
+    groups = (held for held in held_by(awaitables[index]) if isinstance(held, _TaskGroup))
+    return next((group._tasks for group in groups), ())
+
+
+def next_completed(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
+    """What ``asyncio.as_completed`` waits for.
+
+    From Python 3.13 on its iterator knows; before, the generator that is iterated over in the
+    caller's frame does.
+    """
+    for held in held_by(awaitables[index]):
+        if hasattr(held, "_todo"):
+            return held._todo  # type: ignore[no-any-return]
+    if index:
+        for held in held_by(awaitables[index - 1]):
+            if type(held) is GeneratorType and held.gi_code is _AS_COMPLETED:
+                return _todo_of(held)
+    return ()
+
+
+def _todo_of(generator: GeneratorType[Any, Any, Any]) -> Iterable[Any]:
+    cells = (held.cell_contents for held in held_by(generator) if type(held) is CellType)
+    return next((content for content in cells if type(content) is set), ())

@@ -1,0 +1,29 @@
+"""From a position in a code object to file, line and function."""
+
+from __future__ import annotations
+
+from types import CodeType, FrameType
+
+from .model import Frame
+
+__all__ = ["place_of", "stack_of"]
+
+
+def place_of(code: CodeType, lasti: int) -> Frame:
+    """The line of the instruction at offset ``lasti``; the definition's if it hasn't started."""
+    line = code.co_firstlineno
+    if lasti >= 0:
+        for start, end, at in code.co_lines():
+            if start <= lasti < end:
+                line = at or line
+                break
+    return Frame(code.co_filename, line, code.co_name)
+
+
+def stack_of(frame: FrameType | None) -> tuple[Frame, ...]:
+    """A thread's running frame and its callers, innermost first."""
+    stack = []
+    while frame is not None:
+        stack.append(place_of(frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(stack)

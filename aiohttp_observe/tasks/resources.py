@@ -1,0 +1,153 @@
+"""Locks, queues and the like: who is inside, who waits, and who therefore never gets on.
+
+Nothing is instrumented.  A waiter's chain ends in the resource's own method; a holder is in
+its ``async with`` block, which keeps the bound ``__aexit__`` on the suspended frame.  So the
+holders of a lock acquired in any other way are unknown, and a running task shows none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from .chain import Chain
+from .deadlock import Need, cycles
+from .model import Resource
+from .places import place_of
+from .stacks import Reading, Stack, entered_by
+from .tracker import number_of
+
+__all__ = ["Meetings"]
+
+
+class _Meeting:
+    __slots__ = ("holders", "place", "resource", "waiters")
+
+    def __init__(self, resource: Any) -> None:
+        self.resource = resource
+        self.place: str | None = None
+        self.holders: list[int] = []
+        self.waiters: list[int] = []
+
+
+class Meetings:
+    """The resources of one snapshot, gathered task by task, and the names of those tasks by id."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
+        self._waits: list[tuple[int, Reading]] = []
+        self.names: dict[int, str] = {}
+
+    def note(self, task: asyncio.Task[Any], chain: Chain, stack: Stack, reading: Reading | None) -> None:
+        """Take in what ``task`` holds and what it waits for."""
+        waits_at = None if reading is None else reading.resource
+        if stack.blocks:
+            for lock in _held_locks(chain, stack, waits_at):
+                holders = self._of(lock).holders
+                number = self._named(task)
+                if number not in holders[-1:]:
+                    holders.append(number)
+        if waits_at is not None and chain.own == len(chain.frames):
+            meeting = self._of(waits_at)
+            meeting.waiters.append(self._named(task))
+            if meeting.place is None:
+                meeting.place = _asked_at(chain)
+        if reading is not None and not reading.timed and (waits_at is not None or reading.on):
+            self._waits.append((self._named(task), reading))
+
+    def resources(self, limit: int) -> tuple[Resource, ...]:
+        """Those that somebody waits at, the most wanted first, ``limit`` of them."""
+        wanted = sorted((m for m in self._known.values() if m.waiters), key=lambda m: -len(m.waiters))
+        return tuple(
+            Resource(
+                id=number_of(meeting.resource),
+                type=type(meeting.resource).__name__,
+                detail=", ".join(filter(None, (_condition_of(meeting.resource), meeting.place))),
+                holders=tuple(meeting.holders),
+                waiters=tuple(meeting.waiters),
+            )
+            for meeting in wanted[:limit]
+        )
+
+    def deadlocks(self) -> tuple[tuple[int, ...], ...]:
+        """Cycles of task ids, each waiting for what the next one holds or does."""
+        needs = {}
+        for number, reading in self._waits:
+            if reading.resource is None:
+                tasks = [number_of(future) for future in reading.on if _is_pending_task(future)]
+                needs[number] = Need(tasks, any_of=reading.kind == "wait")
+            else:
+                needs[number] = Need([number_of(reading.resource)], any_of=True)
+        for meeting in self._known.values():
+            if len(meeting.holders) >= _places_in(meeting.resource):
+                needs[number_of(meeting.resource)] = Need(meeting.holders, any_of=True)
+        return tuple(tuple(filter(self.names.get, cycle)) for cycle in cycles(needs))
+
+    def _named(self, task: asyncio.Task[Any]) -> int:
+        number = number_of(task)
+        self.names[number] = task.get_name()
+        return number
+
+    def _of(self, resource: Any) -> _Meeting:
+        meeting = self._known.get(id(resource))
+        if meeting is None:
+            meeting = self._known[id(resource)] = _Meeting(resource)
+        return meeting
+
+
+def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:
+    """The locks and semaphores in whose ``async with`` blocks a task is, not just about to be."""
+    locks = []
+    for index in stack.blocks:
+        if index < chain.own:
+            for manager in entered_by(chain.awaitables[index]):
+                lock = manager._lock if isinstance(manager, asyncio.Condition) else manager  # type: ignore[attr-defined]
+                if isinstance(lock, (asyncio.Lock, asyncio.Semaphore)):
+                    locks.append(lock)
+    if isinstance(waits_at, asyncio.Condition):
+        waits_at = waits_at._lock  # type: ignore[attr-defined] - wait() has let go of it
+    elif chain.frames[-2:-1] and chain.frames[-2].f_code.co_name != "__aenter__":
+        return locks
+    for index in range(len(locks) - 1, -1, -1):
+        if locks[index] is waits_at:
+            del locks[index]
+            break
+    return locks
+
+
+def _is_pending_task(future: Any) -> bool:
+    return isinstance(future, asyncio.Task) and not future.done()
+
+
+def _places_in(resource: Any) -> int:
+    """How many hold it at once, if that is known: while fewer are, somebody unseen may let go."""
+    places: int = getattr(resource, "_bound_value", 1)
+    return places
+
+
+def _asked_at(chain: Chain) -> str | None:
+    """The innermost place outside asyncio."""
+    for index in range(len(chain.frames) - 1, -1, -1):
+        if not chain.module(index).startswith("asyncio."):
+            place = chain.place(index)
+            return f"at {place.file}:{place.line}"
+    return None
+
+
+def _condition_of(resource: Any) -> str:
+    """Whether it is open, from its own public methods, which a subclass may have broken."""
+    try:
+        return _told_by(resource)
+    except Exception:
+        return ""
+
+
+def _told_by(resource: Any) -> str:
+    if isinstance(resource, (asyncio.Lock, asyncio.Semaphore, asyncio.Condition)):
+        return "locked" if resource.locked() else "free"
+    if isinstance(resource, asyncio.Event):
+        return "set" if resource.is_set() else "not set"
+    if isinstance(resource, asyncio.Queue):
+        return f"{resource.qsize()} of {resource.maxsize or 'unlimited'}"
+    return f"{resource.n_waiting} of {resource.parties}"

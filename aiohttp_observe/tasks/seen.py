@@ -1,0 +1,78 @@
+"""One task as a snapshot sees it, before anything is sorted, cut or worded."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from ..exchange import Exchange
+from .chain import await_chain, running_frames
+from .model import Frame
+from .places import place_of
+from .resources import Meetings
+from .stacks import Reading, Stacks, read_wait
+from .tracker import age_of, exchange_of, is_made_by_wait_for
+
+__all__ = ["Look", "Seen"]
+
+_OURS = __name__.rpartition(".")[0]
+
+
+class Seen(NamedTuple):
+    """The facts of one task; ``frames`` innermost first, ``age`` in seconds, ``failure`` to find them."""
+
+    task: asyncio.Task[Any]
+    state: str
+    coro: str
+    frames: tuple[Frame, ...]
+    reading: Reading | None
+    age: float | None
+    exchange: Exchange | None
+    failure: str | None
+
+
+class Look:
+    """Looks at the tasks of ``loop``, one by one, keeping ``depth`` frames of each.
+
+    ``meetings`` collects the resources they meet at.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
+        self.meetings = Meetings()
+        self._running = asyncio.current_task(loop)
+        self._depth = depth
+        self._stacks = Stacks(depth)
+        self._now = perf_counter()
+
+    def at(self, task: asyncio.Task[Any]) -> Seen:
+        """What ``task`` does.  Its loop may be running in another thread meanwhile; never raises."""
+        exchange = exchange_of(task)
+        age = age_of(task, self._now)
+        if task is self._running:
+            return Seen(
+                task, "running", _coro_of(task), self._running_frames(task), None, age, exchange, None
+            )
+        try:
+            chain = await_chain(task, is_made_by_wait_for)
+            stack = self._stacks.of(chain)
+            waiter = getattr(task, "_fut_waiter", None)
+            reading = None if waiter is None or waiter.done() else read_wait(chain, stack)
+            self.meetings.note(task, chain, stack, reading)
+        except Exception as exc:  # somebody's own task, future or awaitable that is like no other
+            return Seen(task, "waiting", _coro_of(task), (), None, age, exchange, type(exc).__qualname__)
+        coro = chain.awaitables[stack.start].__qualname__ if stack.start else _coro_of(task)
+        state = "scheduled" if reading is None else "waiting"
+        return Seen(task, state, coro, stack.frames, reading, age, exchange, None)
+
+    def _running_frames(self, task: asyncio.Task[Any]) -> tuple[Frame, ...]:
+        frames = running_frames(task)
+        while frames and frames[-1].f_globals.get("__name__", "").startswith(_OURS):
+            frames.pop()
+        return tuple(place_of(frame.f_code, frame.f_lasti) for frame in frames[: -self._depth - 1 : -1])
+
+
+def _coro_of(task: asyncio.Task[Any]) -> str:
+    coro: Any = task.get_coro()
+    name: str = getattr(coro, "__qualname__", None) or type(coro).__qualname__
+    return name

@@ -1,0 +1,72 @@
+"""Which tasks a snapshot shows, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..options import check_choice, check_instance, check_positive_int
+from .seen import Seen
+from .tracker import number_of
+
+__all__ = ["SORTS", "STATES", "Selection"]
+
+STATES = ("running", "scheduled", "waiting")
+SORTS = ("age", "coro", "state", "wait")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The filters of `take_snapshot`, which documents them; checked when built."""
+
+    id: int | None = None
+    state: str | None = None
+    wait: str | None = None
+    coro: str | None = None
+    request_id: str | None = None
+    min_age: float | None = None
+    sort: str = "age"
+    limit: int = 1000
+    frames: int = 3
+
+    def __post_init__(self) -> None:
+        if self.state is not None:
+            check_choice("take_snapshot(state=...)", self.state, STATES)
+        check_choice("take_snapshot(sort=...)", self.sort, SORTS)
+        for name in ("wait", "coro", "request_id"):
+            check_instance(f"take_snapshot({name}=...)", getattr(self, name), (str, type(None)))
+        check_instance("take_snapshot(min_age=...)", self.min_age, (int, float, type(None)))
+        check_positive_int("take_snapshot(limit=...)", self.limit, "tasks")
+        check_positive_int("take_snapshot(frames=...)", self.frames, "frames")
+
+    def takes(self, seen: Seen) -> bool:
+        """Whether a task passes the filters."""
+        return (
+            (self.state is None or seen.state == self.state)
+            and (self.wait is None or (seen.reading is not None and seen.reading.kind == self.wait))
+            and (self.min_age is None or (seen.age is not None and seen.age >= self.min_age))
+            and (self.request_id is None or _works_for(seen, self.request_id))
+            and (self.coro is None or _matches(seen.coro, self.coro))
+            and (self.id is None or number_of(seen.task) == self.id)
+        )
+
+    def key(self, seen: Seen) -> tuple[Any, ...]:
+        """What to sort by; the oldest first among equals, those of unknown age last."""
+        age = float("inf") if seen.age is None else -seen.age
+        if self.sort == "age":
+            return (age,)
+        if self.sort == "coro":
+            return (seen.coro, age)
+        if self.sort == "state":
+            return (STATES.index(seen.state), age)
+        return (seen.reading is None, "" if seen.reading is None else seen.reading.kind, age)
+
+
+def _works_for(seen: Seen, request_id: str) -> bool:
+    return seen.exchange is not None and seen.exchange.request_id == request_id
+
+
+def _matches(coro: str, wanted: str) -> bool:
+    """Glob patterns match the whole name; anything else any part of it."""
+    return fnmatchcase(coro, wanted) if any(mark in wanted for mark in "*?[") else wanted in coro

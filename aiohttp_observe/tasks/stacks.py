@@ -1,0 +1,153 @@
+"""What tasks that stand at the same places have in common, worked out once a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from types import AsyncGeneratorType, MethodType
+from typing import Any, NamedTuple
+
+from .chain import Chain, held_by
+from .edges import awaited
+from .waits import TIMEOUT, Rule, is_timeout, rule_for
+
+__all__ = ["Reading", "Stack", "Stacks", "entered_by", "read_wait"]
+
+_WRAPPERS = {"sentry_sdk", "ddtrace", "newrelic", "elasticapm", "opentelemetry"}
+"""Packages that run a task's coroutine within one of their own."""
+
+
+class Stack:
+    """The places of an await chain and what is known about them.
+
+    ``start``   which link is the task's own coroutine, and no other package's wrapper around it
+    ``frames``  innermost first
+    ``marks``   the links that say something about the wait, outermost first; those without a
+                rule are in an ``async with`` block, which may be a timeout
+    ``blocks``  the links that are in an ``async with`` block or iterate over an async generator
+    """
+
+    __slots__ = ("_codes", "blocks", "frames", "marks", "start")
+
+    def __init__(self, chain: Chain, depth: int) -> None:
+        number = len(chain.frames)
+        self._codes = [frame.f_code for frame in chain.frames]  # the key is their ids: they must stay
+        self.start = next((i for i in range(number) if _package(chain, i) not in _WRAPPERS), 0)
+        self.frames = tuple(chain.place(i) for i in range(number - 1, max(-1, number - depth - 1), -1))
+        self.marks: list[tuple[int, Rule | None]] = []
+        self.blocks: list[int] = []
+        for index, awaitable in enumerate(chain.awaitables):
+            rule = rule_for(chain, index)
+            if rule is not None:
+                self.marks.append((index, rule))
+                if rule.final and not rule.idle:
+                    break
+            if any(_is_block(held) for held in held_by(awaitable)):
+                self.blocks.append(index)
+                if rule is None or type(awaitable) is AsyncGeneratorType:
+                    self.marks.append((index, None))  # within a rule's function it is its own affair
+
+
+def _package(chain: Chain, index: int) -> str:
+    return chain.module(index).partition(".")[0]
+
+
+class Stacks:
+    """The stacks of one snapshot, by the key of their chains.  ``depth`` frames of each are kept."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._known: dict[tuple[int, ...], Stack] = {}
+
+    def of(self, chain: Chain) -> Stack:
+        """The stack of ``chain``."""
+        stack = self._known.get(chain.key)
+        if stack is None:
+            stack = self._known[chain.key] = Stack(chain, self._depth)
+        return stack
+
+
+def _is_block(held: Any) -> bool:
+    return (type(held) is MethodType and held.__name__ == "__aexit__") or type(held) is AsyncGeneratorType
+
+
+def entered_by(awaitable: Any, depth: int = 8) -> Iterator[Any]:
+    """The context managers in whose ``async with`` blocks a suspended awaitable is, outermost first.
+
+    A suspended frame keeps the bound ``__aexit__`` of each on its evaluation stack.  Those
+    entered on its behalf count as well: by an ``AsyncExitStack``, by an async context manager
+    written as a generator, and by an async generator it iterates over; ``depth`` levels of them.
+    """
+    for held in held_by(awaitable):
+        if type(held) is AsyncGeneratorType:
+            if depth:
+                yield from entered_by(held, depth - 1)
+        elif _is_block(held):
+            yield from _expanded(held.__self__, depth)
+
+
+def _expanded(manager: Any, depth: int) -> Iterator[Any]:
+    yield manager
+    if not depth:
+        return
+    if isinstance(manager, AsyncExitStack):
+        for _, leave in list(manager._exit_callbacks):  # type: ignore[attr-defined]
+            yield from _expanded(getattr(leave, "__self__", None), depth - 1)
+    elif type(getattr(manager, "gen", None)) is AsyncGeneratorType:
+        yield from entered_by(manager.gen, depth - 1)
+
+
+def _has_timeout(awaitable: Any) -> bool:
+    blocks = (held for held in held_by(awaitable) if type(held) is MethodType)
+    return any(is_timeout(block.__self__) for block in blocks if block.__name__ == "__aexit__")
+
+
+_ENDS_BY_ITSELF = ("sleep", "timeout", "wait_for")
+
+
+class Reading(NamedTuple):
+    """What a task waits for; ``timed`` if a timeout will end the wait by itself."""
+
+    kind: str
+    detail: str
+    on: Sequence[Any]
+    resource: Any
+    timed: bool
+
+
+def read_wait(chain: Chain, stack: Stack) -> Reading:
+    """What a waiting task waits for.
+
+    The outermost rule, or ``async with asyncio.timeout()`` block, gives the kind; all of them
+    from there on, down to a final one or to the future at the end, are the detail.
+    """
+    kind, labels, on, resource, timed = "", [], (), None, False
+    for index, rule in _telling(chain, stack):
+        kind = kind or rule.kind
+        labels.append(rule.label if rule.about is None else rule.label + rule.about(chain.awaitables[index]))
+        timed = timed or rule.kind in _ENDS_BY_ITSELF
+        if rule.awaits is not None:
+            on = on or tuple(rule.awaits(chain.awaitables, index))
+        if rule.resource is not None:
+            resource = _local(chain.awaitables[index], rule.resource)
+        if rule.final:
+            break
+    else:
+        leaf = awaited(chain.leaf)
+        kind, on = kind or leaf.kind, on or leaf.on
+        labels.append(leaf.detail)
+    return Reading(kind, " → ".join(labels), on, resource, timed)
+
+
+def _telling(chain: Chain, stack: Stack) -> Iterator[tuple[int, Rule]]:
+    """The rules that hold for this very task, outermost first."""
+    for index, rule in stack.marks:
+        if rule is None:
+            if _has_timeout(chain.awaitables[index]):
+                yield index, TIMEOUT
+        elif not rule.idle or (index == len(chain.frames) - 1 and awaited(chain.leaf).kind == "future"):
+            yield index, rule
+
+
+def _local(awaitable: Any, kind: type) -> Any:
+    return next((held for held in held_by(awaitable) if isinstance(held, kind)), None)

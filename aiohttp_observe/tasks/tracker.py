@@ -1,0 +1,286 @@
+"""What a task remembers of its birth: when, where, by whom, and for which request.
+
+Kept as attributes of the task itself, so they die with it.  This runs for every task made on
+the loop, so it keeps a plain tuple, which is read into a `Birth` only when somebody asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from ..exchange import CURRENT, Exchange
+from .model import Frame
+from .places import place_of
+
+__all__ = [
+    "Birth",
+    "TaskTracker",
+    "Tasks",
+    "adopt",
+    "age_of",
+    "birth_of",
+    "exchange_of",
+    "is_adopted",
+    "is_made_by_wait_for",
+    "name_operation",
+    "number_of",
+    "operation_of",
+]
+
+TaskFactory = Callable[..., Any]
+
+_WAIT_FOR = asyncio.wait_for.__code__
+_RUNS_THE_LOOP = ("asyncio.events", "asyncio.runners")
+"""Modules between the code that made a task and the code that started the loop."""
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """Has every task remember when, where and by whom it was created.  It takes no options."""
+
+    def install(self, loop: asyncio.AbstractEventLoop) -> TaskTracker:
+        """Track the tasks of ``loop`` until the tracker's ``uninstall``."""
+        tracker = TaskTracker(loop)
+        tracker.install()
+        return tracker
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """How a task came about: ``created`` in `time.perf_counter` seconds, ``creator`` while it lives."""
+
+    created: float
+    place: Frame
+    creator: asyncio.Task[Any] | None
+    exchange: Exchange | None
+
+    @property
+    def age(self) -> float:
+        """Seconds since then."""
+        return perf_counter() - self.created
+
+
+class TaskTracker:
+    """Tracks the tasks of one loop through its task factory, in front of the one that is set.
+
+    Any number of trackers share a loop at the cost of one.  The last ``uninstall`` sets the
+    previous factory again; if somebody has put another one in front of ours meanwhile, ours
+    stays behind it and only passes on.  Either method may be called again without effect.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._installed = False
+
+    def install(self) -> None:
+        """Start tracking; call it in the loop's thread."""
+        if not self._installed:
+            self._installed = True
+            if self._loop not in _shared:
+                _shared[self._loop] = _Shared(self._loop)
+            _shared[self._loop].users += 1
+
+    def uninstall(self) -> None:
+        """Stop tracking, unless another tracker of this loop goes on."""
+        if self._installed:
+            self._installed = False
+            shared = _shared[self._loop]
+            shared.users -= 1
+            if not shared.users:
+                del _shared[self._loop]
+                shared.remove(self._loop)
+
+
+class _Shared:
+    """The factory on one loop and the number of trackers that want it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.users = 0
+        self._previous = loop.get_task_factory()
+        self._factory, self._stop = _tracking_factory(loop, self._previous)
+        loop.set_task_factory(self._factory)
+
+    def remove(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._stop()
+        if loop.get_task_factory() is self._factory:
+            loop.set_task_factory(self._previous)
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
+
+
+def _tracking_factory(
+    loop: asyncio.AbstractEventLoop, previous: TaskFactory | None
+) -> tuple[TaskFactory, Callable[[], None]]:
+    """A task factory, and how to make it transparent.
+
+    It takes any arguments: aiohttp on Python 3.14 passes ``eager_start``.
+    """
+    tracking = True
+    inside, create_task = _files_inside(), asyncio.create_task.__code__
+    # Where loop.create_task is written in Python it is the caller, and needn't be looked at.
+    nearest = 2 if isinstance(loop, asyncio.BaseEventLoop) else 1
+    get_frame, now, current, current_exchange = sys._getframe, perf_counter, _current_task, CURRENT.get
+    new_task, make, chained = _Task, previous or _make_task, previous is not None
+
+    def create(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
+        if not tracking:
+            return make(loop, coro, **kwargs)
+        frame: Any = get_frame(nearest)
+        code = via = frame.f_code
+        if code is create_task:  # nearly always, and then from outside
+            frame = frame.f_back
+            code = frame.f_code
+        else:
+            while code.co_filename in inside and frame.f_back is not None:
+                via = code
+                frame = frame.f_back
+                code = frame.f_code
+        creator = current(loop)
+        born = (now(), code, frame.f_lasti, via, creator and ref(creator), current_exchange())
+        task: Any = make(loop, coro, **kwargs) if kwargs or chained else new_task(coro, loop=loop)
+        try:  # noqa: SIM105 - suppress() costs as much as all of this
+            task._observe_birth = born
+        except AttributeError:  # a task class of somebody's own that takes no attributes
+            pass
+        return task
+
+    def stop() -> None:
+        nonlocal tracking
+        tracking = False
+
+    return create, stop
+
+
+if (3, 13) <= sys.version_info < (3, 13, 3):
+
+    class _Task(asyncio.Task[Any]):
+        """Keeps its name where ``create_task`` calls every factory's unnamed task "None".
+
+        See https://github.com/python/cpython/issues/130033.
+        """
+
+        __slots__ = ()
+
+        def set_name(self, value: object) -> None:
+            if value is not None:
+                super().set_name(value)
+
+else:
+    _Task = asyncio.Task
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+    return _Task(coro, loop=loop, **kwargs)
+
+
+if sys.version_info >= (3, 12):
+    _current_task = asyncio.current_task
+else:  # the same, without the checks it makes in Python
+
+    def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+        task: asyncio.Task[Any] | None = asyncio.tasks._current_tasks.get(loop)  # type: ignore[attr-defined]
+        return task
+
+
+def _files_inside() -> frozenset[str]:
+    """The source files that are nobody's idea of where a task was created: asyncio's and ours."""
+    ours = __name__.partition(".")[0]
+    return frozenset(
+        file
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in ("asyncio", ours) and name not in _RUNS_THE_LOOP
+        if (file := getattr(module, "__file__", None)) is not None
+    )
+
+
+def birth_of(task: asyncio.Future[Any]) -> Birth | None:
+    """How ``task`` came about, ``None`` if it was made while its loop was not tracked."""
+    born = getattr(task, "_observe_birth", None)
+    if born is None:
+        return None
+    created, code, lasti, via, creator, exchange = born
+    if code.co_filename in _loop_files():  # a callback of asyncio's own made it
+        code, lasti = via, -1
+    return Birth(created, place_of(code, lasti), creator and creator(), exchange)
+
+
+def _loop_files() -> tuple[str | None, ...]:
+    return tuple(sys.modules[name].__file__ for name in _RUNS_THE_LOOP)
+
+
+def age_of(task: asyncio.Future[Any], now: float) -> float | None:
+    """Its age in seconds at ``now`` of `time.perf_counter`, if it was tracked or is a request's own."""
+    born = getattr(task, "_observe_birth", None)
+    if born is not None:
+        return now - float(born[0])
+    own: Exchange | None = getattr(task, "_observe_exchange", None)
+    return None if own is None else now - own.started
+
+
+def is_made_by_wait_for(task: asyncio.Task[Any]) -> bool:
+    """Whether ``asyncio.wait_for`` made it, as far as is known: it does up to Python 3.11."""
+    born = getattr(task, "_observe_birth", None)
+    return born is None or born[3] is _WAIT_FOR
+
+
+def adopt(task: asyncio.Future[Any], exchange: Exchange) -> None:
+    """Mark ``task`` as the own task of the request ``exchange``."""
+    try:  # noqa: SIM105 - suppress() costs ten times as much
+        task._observe_exchange = exchange  # type: ignore[attr-defined]
+    except AttributeError:  # a task class of somebody's own that takes no attributes
+        pass
+
+
+def is_adopted(task: asyncio.Future[Any]) -> bool:
+    """Whether it is a request's own task."""
+    return hasattr(task, "_observe_exchange")
+
+
+def exchange_of(task: asyncio.Future[Any]) -> Exchange | None:
+    """The request that ``task`` works for: its own, or the one it was created in."""
+    own: Exchange | None = getattr(task, "_observe_exchange", None)
+    if own is not None:
+        return own
+    born = getattr(task, "_observe_birth", None)
+    if born is not None and born[-1] is not None:
+        inherited: Exchange = born[-1]
+        return inherited
+    get_context = getattr(task, "get_context", None)  # from Python 3.12
+    return None if get_context is None else get_context().get(CURRENT)
+
+
+def name_operation(task: asyncio.Future[Any], name: str | None) -> str | None:
+    """Show ``task`` as being in the operation ``name``; returns the name shown before."""
+    previous = operation_of(task)
+    with suppress(AttributeError):  # a task class of somebody's own that takes no attributes
+        task._observe_operation = name  # type: ignore[attr-defined]
+    return previous
+
+
+def operation_of(task: asyncio.Future[Any]) -> str | None:
+    """The operation it is in."""
+    name: str | None = getattr(task, "_observe_operation", None)
+    return name
+
+
+def number_of(thing: Any) -> int:
+    """The small number that stands for a task or resource as long as it lives, given at first sight."""
+    number: int | None = getattr(thing, "_observe_number", None)
+    if number is None:
+        number = next(_numbers)
+        try:
+            thing._observe_number = number
+        except AttributeError:  # of a class that takes no attributes: unique all the same
+            return id(thing)
+    return number

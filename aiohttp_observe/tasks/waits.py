@@ -1,0 +1,197 @@
+"""The kinds of waiting: which functions mean which, and how to add to them.
+
+A function is known by its module and qualified name, so that a library needn't be imported,
+or even installed, to be recognised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import AsyncGeneratorType
+from typing import Any, NamedTuple
+
+from .chain import Chain, held_by
+from .edges import grouped, next_completed, timed, waited_set
+
+__all__ = ["TIMEOUT", "Rule", "is_timeout", "register_wait_kind", "rule_for"]
+
+
+class Rule(NamedTuple):
+    """What it means that a task is suspended in a function.
+
+    ``label``     the function's name in the detail
+    ``final``     what it awaits in turn is its own affair, and differs between versions
+    ``idle``      holds only while the function awaits a plain future, not a task or coroutine
+    ``awaits``    finds the futures it waits for, given the chain's awaitables and its own place
+    ``resource``  type of the object at which tasks meet there, a local of the function
+    ``about``     adds to the label from what the function holds
+    """
+
+    kind: str
+    label: str
+    final: bool = True
+    idle: bool = False
+    awaits: Callable[[Sequence[Any], int], Iterable[Any]] | None = None
+    resource: type | None = None
+    about: Callable[[Any], str] | None = None
+
+
+def register_wait_kind(kind: str, *functions: str | Callable[..., Any]) -> None:
+    """Show tasks that are suspended in one of ``functions`` as waiting for ``kind``.
+
+    ``functions`` are coroutine functions, or names as ``"module:qualname"`` of some that
+    needn't be imported::
+
+        register_wait_kind("db_pool", "asyncpg.pool:Pool._acquire")
+        register_wait_kind("redis_pool", "redis.asyncio.connection:BlockingConnectionPool.get_connection")
+
+    ``kind`` becomes a metric label: lower-case words joined by ``_``.  The latest registration
+    of a function wins, over the built-in ones too.
+
+    Raises ``ValueError`` for a kind or a name of another form, ``TypeError`` for what is no
+    coroutine function.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", kind):
+        raise ValueError(f"register_wait_kind(kind) takes lower-case words joined by '_', got {kind!r}")
+    if not functions:
+        raise TypeError(f"register_wait_kind({kind!r}, ...) takes the functions that wait: name at least one")
+    for module, qualname in [_name_of(function) for function in functions]:
+        _rules[module, qualname] = Rule(kind, _public(qualname), final=False)
+
+
+def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
+    if isinstance(function, str):
+        module, _, qualname = function.partition(":")
+        if not (module and qualname):
+            raise ValueError(f"register_wait_kind() takes names as 'module:qualname', got {function!r}")
+        return module, qualname
+    function = inspect.unwrap(function)
+    if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+        raise TypeError(f"register_wait_kind() takes coroutine functions or their names, got {function!r}")
+    return function.__module__, function.__qualname__
+
+
+def _public(qualname: str) -> str:
+    """``Pool._acquire`` as ``Pool.acquire``, ``outer.<locals>.inner`` as ``inner``."""
+    owner, dot, name = qualname.rpartition("<locals>.")[2].rpartition(".")
+    return f"{owner}{dot}{name.lstrip('_')}"
+
+
+def rule_for(chain: Chain, index: int) -> Rule | None:
+    """The rule of the function that a link of the chain is suspended in."""
+    rule = _rules.get((chain.module(index), _qualname(chain, index)))
+    if rule is None and type(chain.awaitables[index]) is AsyncGeneratorType:
+        # For an @asynccontextmanager the generator is only the way it is written.
+        return None if index and chain.module(index - 1) == "contextlib" else _ASYNC_GENERATOR
+    return rule
+
+
+def _qualname(chain: Chain, index: int) -> str:
+    """The code's qualified name; on Python 3.10 only its coroutine has one, or that of what it wraps."""
+    code = chain.frames[index].f_code
+    known: str | None = getattr(code, "co_qualname", None)
+    if known is not None:
+        return known
+    claimed: str = getattr(chain.awaitables[index], "__qualname__", "")
+    return claimed if claimed.rpartition(".")[2] == code.co_name else code.co_name
+
+
+def is_timeout(manager: Any) -> bool:
+    """Whether an entered context manager is ``asyncio.timeout()`` or one of the async_timeout package."""
+    return type(manager).__name__ == "Timeout" and type(manager).__module__ in (
+        "asyncio.timeouts",
+        "async_timeout",
+    )
+
+
+def _pooled_host(wait: Any) -> str:
+    """The host that a connection of aiohttp's pool is wanted for."""
+    for held in held_by(wait):
+        if type(held).__name__ == "ConnectionKey":
+            return f" to {held.host}"
+    return ""
+
+
+TIMEOUT = Rule("timeout", "timeout", final=False)
+_ASYNC_GENERATOR = Rule("async_generator", "async_generator", final=False)
+
+
+def _builtin_rules() -> Iterator[tuple[tuple[str, str], Rule]]:
+    """The rules that differ in nothing but their names, from the table below."""
+    for line in _TABLE.strip().splitlines():
+        kind, module, owner, *methods = line.split()
+        for method in methods:
+            qualname = method if owner == "-" else f"{owner}.{method}"
+            yield (module, qualname), Rule(kind, _public(qualname))
+    for kind, resource, method in _MEETING_POINTS:
+        qualname = f"{resource.__name__}.{method}"
+        yield (resource.__module__, qualname), Rule(kind, qualname, resource=resource)
+
+
+_TABLE = """
+sleep       asyncio.tasks            -                      sleep
+executor    asyncio.threads          -                      to_thread
+stream      asyncio.streams          StreamReader           read readline readexactly readuntil
+stream      asyncio.streams          StreamWriter           drain wait_closed start_tls
+stream      asyncio.selector_events  BaseSelectorEventLoop  sock_recv sock_recv_into sock_sendall sock_accept
+stream      uvloop.loop              Loop                   sock_recv sock_recv_into sock_sendall sock_accept
+connect     asyncio.streams          -                      open_connection open_unix_connection
+connect     asyncio.base_events      BaseEventLoop          create_connection start_tls
+connect     asyncio.base_events      BaseEventLoop          create_datagram_endpoint
+connect     asyncio.unix_events      _UnixSelectorEventLoop create_unix_connection
+connect     asyncio.selector_events  BaseSelectorEventLoop  sock_connect
+connect     uvloop.loop              Loop                   create_connection create_unix_connection
+connect     uvloop.loop              Loop                   create_datagram_endpoint start_tls sock_connect
+dns         asyncio.base_events      BaseEventLoop          getaddrinfo getnameinfo
+dns         uvloop.loop              Loop                   getaddrinfo getnameinfo
+subprocess  asyncio.subprocess       Process                wait communicate
+subprocess  asyncio.subprocess       -                      create_subprocess_exec create_subprocess_shell
+http_client aiohttp.client_reqrep    ClientResponse         start read text json wait_for_close
+connect     aiohttp.connector        TCPConnector           _wrap_create_connection
+connect     aiohttp.connector        UnixConnector          _create_connection
+dns         aiohttp.connector        TCPConnector           _resolve_host _resolve_host_with_throttle
+dns         aiohttp.resolver         ThreadedResolver       resolve
+dns         aiohttp.resolver         AsyncResolver          resolve
+stream      aiohttp.streams          StreamReader           read readany readchunk readexactly
+stream      aiohttp.streams          StreamReader           readline readuntil
+stream      aiohttp.base_protocol    BaseProtocol           _drain_helper
+websocket   aiohttp.web_ws           WebSocketResponse      receive close ping pong send_frame
+websocket   aiohttp.web_ws           WebSocketResponse      send_str send_bytes send_json
+websocket   aiohttp.client_ws        ClientWebSocketResponse receive close ping pong send_frame
+websocket   aiohttp.client_ws        ClientWebSocketResponse send_str send_bytes send_json
+"""
+"""Kind, module, class or ``-``, functions."""
+
+_MEETING_POINTS: list[tuple[str, type, str]] = [
+    ("lock", asyncio.Lock, "acquire"),
+    ("semaphore", asyncio.Semaphore, "acquire"),
+    ("event", asyncio.Event, "wait"),
+    ("condition", asyncio.Condition, "wait"),
+    ("condition", asyncio.Condition, "wait_for"),
+    ("queue_get", asyncio.Queue, "get"),
+    ("queue_put", asyncio.Queue, "put"),
+    ("event", asyncio.Queue, "join"),
+]
+if sys.version_info >= (3, 11):
+    _MEETING_POINTS.append(("barrier", asyncio.Barrier, "wait"))
+
+_NEXT_COMPLETED = Rule("wait", "as_completed", awaits=next_completed)
+
+_rules: dict[tuple[str, str], Rule] = {
+    **dict(_builtin_rules()),
+    ("asyncio.tasks", "wait"): Rule("wait", "wait", awaits=waited_set),
+    ("asyncio.tasks", "wait_for"): Rule("wait_for", "wait_for", final=False, awaits=timed),
+    ("asyncio.tasks", "as_completed.<locals>._wait_for_one"): _NEXT_COMPLETED,  # up to Python 3.12
+    ("asyncio.tasks", "_AsCompletedIterator._wait_for_one"): _NEXT_COMPLETED,
+    ("asyncio.taskgroups", "TaskGroup.__aexit__"): Rule("task_group", "TaskGroup", awaits=grouped),
+    # Within a request of aiohttp's client, what that waits for is told too.
+    ("aiohttp.client", "ClientSession._request"): Rule("http_client", "ClientSession.request", final=False),
+    ("aiohttp.connector", "BaseConnector._wait_for_available_connection"): Rule(
+        "http_client", "waiting for a pooled connection", about=_pooled_host
+    ),
+    ("aiohttp.web_protocol", "RequestHandler.start"): Rule("http_server_idle", "next request", idle=True),
+}

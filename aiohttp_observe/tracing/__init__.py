@@ -1,0 +1,62 @@
+"""Tracing: one server span a request, spans around costly awaits, and whose context they share.
+
+``server``        the server span and its attributes
+``span``          what that span is made of
+``operation``     manual spans
+``provider``      where spans go
+``instrumentor``  living with the official instrumentor
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+from opentelemetry import trace
+
+from ..exchange import Meter
+from ..options import check_flag, check_instance
+from .instrumentor import instrumentors_place, is_instrumented, without_instrumentor
+from .operation import operation
+from .provider import check_exporters
+from .server import ServerTracer
+
+__all__ = [
+    "ServerTracer",
+    "Tracing",
+    "instrumentors_place",
+    "is_instrumented",
+    "operation",
+    "without_instrumentor",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """Where spans go.
+
+    ``provider``    a tracer provider to use; default: the global one if the service has set
+                    one by start-up, else one built from the ``OTEL_*`` variables, which sends
+                    nothing anywhere unless ``OTEL_TRACES_EXPORTER`` or an OTLP endpoint is set
+    ``set_global``  whether a provider built here becomes the global one, for the service's
+                    other instrumentations to join in, default ``False``.  OpenTelemetry lets
+                    the global provider be set once in a process and never taken back.
+
+    Honoured variables: ``OTEL_SDK_DISABLED``, ``OTEL_TRACES_EXPORTER`` (``otlp``, ``console``,
+    ``none``), ``OTEL_EXPORTER_OTLP_*`` (protocol ``http/protobuf``), ``OTEL_TRACES_SAMPLER*``,
+    ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_PROPAGATORS``, ``OTEL_BSP_*``,
+    ``OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS``, ``OTEL_PYTHON_EXCLUDED_URLS`` and
+    ``OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_*``.
+    """
+
+    provider: trace.TracerProvider | None = None
+    set_global: bool = False
+
+    def __post_init__(self) -> None:
+        check_instance("Tracing(provider=...)", self.provider, (trace.TracerProvider, type(None)))
+        check_flag("Tracing(set_global=...)", self.set_global)
+
+    def install(self, app: web.Application, meter: Meter) -> ServerTracer:
+        """Check the environment now; the provider is chosen when the tracer is opened."""
+        check_exporters()
+        return ServerTracer(self.provider, meter, set_global=self.set_global)

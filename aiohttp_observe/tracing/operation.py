@@ -1,0 +1,127 @@
+"""Manual spans around costly awaits."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable
+from time import perf_counter
+from types import TracebackType
+from typing import Any, TypeVar
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import Span, Status, StatusCode
+
+from ..exchange import current_scope
+from ..options import check_instance
+from ..tasks import name_operation
+
+__all__ = ["operation"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class operation:  # noqa: N801 - reads as a statement: ``with operation("price lookup"):``
+    """A named stretch of work: a span, a duration and a name in ``/_tasks``.
+
+    A context manager, with or without ``async``, and a decorator for functions and coroutine
+    functions.  ``name`` should be one of few (it labels a metric); what varies goes into
+    ``attributes``, which become the span's.  The span has ``async.operation=name``, is
+    current within, and the ``with`` gives it.  An exception is recorded and passes through.
+
+    Durations are observed in ``async_operation_duration_seconds{operation, outcome}`` with
+    ``ok``, ``error`` or ``cancelled``.
+
+    Each ``with`` takes an ``operation`` of its own.  Raises ``TypeError`` for a name that is
+    no text.
+    """
+
+    def __init__(self, name: str, /, **attributes: Any) -> None:
+        check_instance("operation(name)", name, str)
+        self._name = name
+        self._attributes = attributes
+
+    def __enter__(self) -> Span:
+        self._scope = scope = current_scope()
+        attributes = {"async.operation": self._name, **self._attributes}
+        if scope is not None and scope.tracer is not None:
+            self._span: Span = scope.tracer.start(self._name, attributes)
+        else:
+            self._span = trace.get_tracer("aiohttp_observe").start_span(self._name, attributes=attributes)
+        self._token = context_api.attach(trace.set_span_in_context(self._span))
+        self._task = _task_or_none()
+        if self._task is not None:
+            self._outer = name_operation(self._task, self._name)
+        self._started = perf_counter()
+        return self._span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        seconds = perf_counter() - self._started
+        if self._task is not None:
+            name_operation(self._task, self._outer)
+        # An async generator finalised late ends in another context, where there is nothing to detach.
+        if trace.get_current_span() is self._span:
+            context_api.detach(self._token)
+        outcome = _end_operation(self._span, exc)
+        if self._scope is not None:
+            self._scope.meter.operation(self._name, outcome, seconds)
+
+    async def __aenter__(self) -> Span:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, exc, traceback)
+
+    def __call__(self, function: F) -> F:
+        """Decorate: every call is an operation of its own."""
+        name, attributes = self._name, self._attributes
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                with operation(name, **attributes):
+                    return await function(*args, **kwargs)
+
+            return call_async  # type: ignore[return-value]
+
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"@operation({name!r}) takes a function or coroutine function, got the generator "
+                f"{function!r}: write 'with operation(...)' inside it"
+            )
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with operation(name, **attributes):
+                return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+
+def _task_or_none() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # not on an event loop
+        return None
+
+
+def _end_operation(span: Span, exc: BaseException | None) -> str:
+    """End the span and say how the operation went."""
+    outcome = "ok"
+    if isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
+        outcome = "cancelled"
+        span.set_attribute("error.type", "cancelled")
+    elif exc is not None:
+        outcome = "error"
+        span.set_attribute("error.type", type(exc).__qualname__)
+        span.record_exception(exc)
+        span.set_status(Status(StatusCode.ERROR, type(exc).__qualname__))
+    span.end()
+    return outcome

@@ -1,0 +1,143 @@
+"""Where spans go: the provider in use, or one built from the ``OTEL_*`` variables."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from contextvars import ContextVar
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SpanExporter,
+    SpanExportResult,
+)
+from opentelemetry.trace import ProxyTracerProvider, SpanContext
+
+from ..exchange import Meter
+
+__all__ = ["LINK", "build_provider", "check_exporters", "get_tracer", "global_provider"]
+
+_SCHEMA = "https://opentelemetry.io/schemas/1.27.0"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+LINK: ContextVar[SpanContext | None] = ContextVar("aiohttp_observe_link", default=None)
+"""Where a detached task came from: what the first span of each trace it starts links to."""
+
+
+def check_exporters() -> list[str]:
+    """The names in ``OTEL_TRACES_EXPORTER``; ``otlp`` if only an endpoint is set, else none.
+
+    Raises ``ValueError`` or ``RuntimeError`` for what can't be honoured.
+    """
+    named = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not named:
+        named = "otlp" if any(os.environ.get(name) for name in _ENDPOINTS) else "none"
+    exporters = [name.strip() for name in named.split(",")]
+    for name in exporters:
+        if name not in ("otlp", "console", "none"):
+            raise ValueError(f"OTEL_TRACES_EXPORTER takes otlp, console or none, got {name!r}")
+    if "otlp" in exporters:
+        _check_otlp()
+    return exporters
+
+
+def _check_otlp() -> None:
+    protocol = os.environ.get(
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    )
+    if protocol != "http/protobuf":
+        raise ValueError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} isn't built in: use http/protobuf, "
+            "or pass a provider of your own with Tracing(provider=...)"
+        )
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise RuntimeError(
+            "the OTLP exporter isn't installed: pip install 'aiohttp-observe[otlp]', "
+            "or set OTEL_TRACES_EXPORTER=none"
+        )
+
+
+def build_provider(meter: Meter) -> TracerProvider:
+    provider = TracerProvider()
+    for name in check_exporters():
+        if name == "otlp":
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            provider.add_span_processor(BatchSpanProcessor(_Counted(OTLPSpanExporter(), meter)))
+        elif name == "console":
+            provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter()))
+    return provider
+
+
+class _Counted(SpanExporter):
+    """An exporter whose losses are counted."""
+
+    def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
+        self._exporter = exporter
+        self._meter = meter
+
+    def export(self, spans: Any) -> SpanExportResult:
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            if result is not SpanExportResult.SUCCESS:
+                self._meter.dropped("spans", len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+class _Linker(SpanProcessor):
+    """Links the first span of each trace started in a detached task to where the task came from."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        origin = LINK.get()
+        if origin is not None and span.parent is None:
+            span.add_link(origin)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        pass
+
+
+_linker = _Linker()
+
+
+def _add_linker(provider: trace.TracerProvider) -> None:
+    """Add the one linker, once: a provider may serve many applications, and takes nothing back."""
+    if not isinstance(provider, TracerProvider):
+        return
+    known = getattr(provider, "_aiohttp_observe_linked", False)
+    if not known:
+        provider._aiohttp_observe_linked = True  # type: ignore[attr-defined]
+        provider.add_span_processor(_linker)
+
+
+def get_tracer(provider: trace.TracerProvider) -> trace.Tracer:
+    """Our tracer of ``provider``, which also gets the linker."""
+    _add_linker(provider)
+    filters = warnings.filters[:]
+    try:
+        return provider.get_tracer("aiohttp_observe", schema_url=_SCHEMA)
+    finally:  # the SDK adds a warnings filter on each call
+        warnings.filters[:] = filters  # type: ignore[index]
+
+
+def global_provider() -> trace.TracerProvider | None:
+    """The provider the service has set for the process, if it has."""
+    provider = trace.get_tracer_provider()
+    return None if isinstance(provider, ProxyTracerProvider) else provider

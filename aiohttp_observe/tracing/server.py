@@ -1,0 +1,240 @@
+"""The server span: one a request, following the stable HTTP semantic conventions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+from aiohttp import web
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.aiohttp_server import get_default_span_name, getter
+from opentelemetry.propagate import extract, get_global_textmap
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Span, SpanContext
+from opentelemetry.util.http import (
+    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
+    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST,
+    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE,
+    SanitizeValue,
+    get_custom_headers,
+    get_excluded_urls,
+    normalise_request_header_name,
+    normalise_response_header_name,
+    redact_query_parameters,
+)
+
+from ..exchange import Exchange, Meter
+from .instrumentor import is_instrumented
+from .provider import LINK, build_provider, get_tracer, global_provider
+from .span import finish, starter
+
+__all__ = ["ServerTracer"]
+
+_CLOSE_SECONDS = 5.0
+_NOTHING = Context()
+_HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
+
+
+class ServerTracer:
+    """The tracing of one application: its server spans, and the spans started within them."""
+
+    def __init__(self, provider: trace.TracerProvider | None, meter: Meter, *, set_global: bool) -> None:
+        self._given = provider
+        self._set_global = set_global
+        self._meter = meter
+        self._own: TracerProvider | None = None
+        self._spans: dict[Exchange, Span] = {}
+        self._yields_to_instrumentor = False
+        self._excluded = get_excluded_urls("AIOHTTP_SERVER")
+        self._propagated = sorted(get_global_textmap().fields)
+        self._request_headers = _HeaderCapture(
+            OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, normalise_request_header_name
+        )
+        self._response_headers = _HeaderCapture(
+            OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE, normalise_response_header_name
+        )
+        self._span_names: dict[tuple[str, str], str] = {}
+        self._use(trace.NoOpTracerProvider())
+
+    def open(self, app: web.Application) -> None:
+        """Choose the provider; see whether the official instrumentor traces ``app`` already."""
+        self._yields_to_instrumentor = is_instrumented(app)
+        provider = self._given or global_provider()
+        if provider is None:
+            provider = self._own = build_provider(self._meter)
+            if self._set_global:
+                trace.set_tracer_provider(provider)
+        self._use(provider)
+
+    def _use(self, provider: trace.TracerProvider) -> None:
+        self.provider = provider
+        self._tracer = get_tracer(provider)
+        self._start_server_span = starter(self._tracer)
+
+    async def close(self) -> None:
+        """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
+        provider = self.provider
+        if self._own is not None and not self._set_global:
+            await _within(self._own.shutdown)
+        elif isinstance(provider, TracerProvider):
+            await _within(partial(provider.force_flush, int(_CLOSE_SECONDS * 1000)))
+
+    # Hooks of a request
+
+    def started(self, exchange: Exchange, request: web.Request) -> None:
+        if self._yields_to_instrumentor:
+            self._adopt_current(exchange)
+            return
+        if self._excluded.url_disabled(request.path):
+            return
+        context = self._incoming(request)
+        span = self._start_server_span(
+            self._span_name(exchange, request), context, partial(self._attributes, exchange, request)
+        )
+        # Never detached: see the middleware's context variables.
+        context_api.attach(trace.set_span_in_context(span, context))
+        self._spans[exchange] = span
+        _note_span(exchange, span)
+
+    def raised(self, exchange: Exchange, exc: Exception) -> None:
+        span = self._spans.get(exchange)
+        if span is not None:
+            span.record_exception(exc)
+
+    def prepared(self, exchange: Exchange, response: web.StreamResponse) -> None:
+        span = self._spans.get(exchange)
+        if span is not None and self._response_headers and span.is_recording():
+            span.set_attributes(self._response_headers.of(response.headers))
+
+    def finished(self, exchange: Exchange) -> None:
+        span = self._spans.pop(exchange, None)
+        if span is not None:
+            finish(span, exchange.status, exchange.error_type, _is_our_error(exchange))
+
+    # What code within a request asks for
+
+    def current(self) -> SpanContext | None:
+        """The ids of the span that is current in the calling context."""
+        return _current_context()
+
+    def start(self, name: str, attributes: Mapping[str, Any]) -> Span:
+        return self._tracer.start_span(name, attributes=attributes)
+
+    def detach(self, how: str) -> None:
+        """In a new task's context: ``link`` or ``none`` its traces to where it came from; ``child`` stays."""
+        if how == "child":
+            return
+        LINK.set(_current_context() if how == "link" else None)
+        context_api.attach(trace.set_span_in_context(trace.INVALID_SPAN))
+
+    def _incoming(self, request: web.Request) -> Context:
+        """The context a client sent, on nothing: not on whatever the server was started in."""
+        headers = request.headers
+        for field in self._propagated:
+            if field in headers:
+                return _extract(request)
+        return _NOTHING
+
+    def _adopt_current(self, exchange: Exchange) -> None:
+        span = trace.get_current_span()
+        if span.get_span_context().is_valid:
+            _note_span(exchange, span)
+
+    def _span_name(self, exchange: Exchange, request: web.Request) -> str:
+        key = (exchange.method, exchange.route)
+        name = self._span_names.get(key)
+        if name is None:
+            name = get_default_span_name(request)
+            if len(self._span_names) < 2000:
+                self._span_names[key] = name
+        return name
+
+    def _attributes(self, exchange: Exchange, request: web.Request) -> dict[str, Any]:
+        attributes: dict[str, Any] = {
+            "http.request.method": exchange.method,
+            "url.scheme": request.scheme,
+            "url.path": exchange.path,
+            "network.protocol.version": _HTTP_VERSIONS.get(request.version, "1.1"),
+        }
+        if exchange.method == "_OTHER":
+            attributes["http.request.method_original"] = request.method
+        if request.match_info.route.resource is not None:
+            attributes["http.route"] = exchange.route
+        host, port = _host_and_port(request.headers.get("Host", ""))
+        if host:
+            attributes["server.address"] = host
+        if port is not None:
+            attributes["server.port"] = port
+        if exchange.client_address is not None:
+            attributes["client.address"] = exchange.client_address
+        if exchange.user_agent is not None:
+            attributes["user_agent.original"] = exchange.user_agent
+        query = request.rel_url.raw_query_string
+        if query:
+            attributes["url.query"] = redact_query_parameters(f"?{query}")[1:]
+        if self._request_headers:
+            attributes.update(self._request_headers.of(request.headers))
+        return attributes
+
+
+_HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
+
+
+@lru_cache(maxsize=256)
+def _host_and_port(host: str) -> tuple[str, int | None]:
+    """Split a ``Host`` header; a port that isn't one is left out."""
+    name, colon, port = host.rpartition(":")
+    if not colon or port.endswith("]"):
+        return host, None
+    return name, int(port) if port.isascii() and port.isdigit() and len(port) < 6 else None
+
+
+def _extract(request: web.Request) -> Context:
+    try:
+        return extract(request, context=_NOTHING, getter=getter)
+    except Exception:  # a propagator that trips over a hostile header must not cost us the span
+        return _NOTHING
+
+
+def _note_span(exchange: Exchange, span: Span) -> None:
+    exchange.span = ids = span.get_span_context()
+    exchange.sampled = ids.trace_flags.sampled
+
+
+def _current_context() -> SpanContext | None:
+    ids = trace.get_current_span().get_span_context()
+    return ids if ids.is_valid else None
+
+
+def _is_our_error(exchange: Exchange) -> bool:
+    """Whether the service failed; a client that left, or erred (4xx), is no error of a server span."""
+    return exchange.error_type is not None and exchange.status != 499
+
+
+async def _within(blocking: Callable[[], object]) -> None:
+    """Run ``blocking`` in a thread, and go on without it once the time limit is over."""
+    work = asyncio.get_running_loop().run_in_executor(None, blocking)
+    await asyncio.wait([work], timeout=_CLOSE_SECONDS)
+
+
+class _HeaderCapture:
+    """The headers a standard variable asks for, as span attributes; compiled once."""
+
+    def __init__(self, variable: str, normalise: Callable[[str], str]) -> None:
+        self._wanted = get_custom_headers(variable)
+        sensitive = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
+        self._sanitize = SanitizeValue(sensitive)
+        self._normalise = normalise
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted)
+
+    def of(self, headers: Any) -> dict[str, list[str]]:
+        values = {name: headers.getall(name) for name in headers}
+        return self._sanitize.sanitize_header_values(values, self._wanted, self._normalise)
+
+

@@ -1,0 +1,1 @@
+"""Sentences about the picture of a loop's tasks."""

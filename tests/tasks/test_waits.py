@@ -1,0 +1,277 @@
+"""What a task waits for has one name, whatever the Python version."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from aiohttp_observe.tasks import TaskInfo
+
+from .scenes import info_of, suspended
+
+if sys.version_info >= (3, 11):
+    timeout = asyncio.timeout
+else:
+    from async_timeout import timeout
+
+Scene = Callable[[], Coroutine[Any, Any, Any]]
+SCENES: list[Any] = []
+
+
+def scene(kind: str, detail: str) -> Callable[[Scene], Scene]:
+    """Have a coroutine function tested for showing up as ``kind`` and ``detail``."""
+
+    def add(function: Scene) -> Scene:
+        SCENES.append(pytest.param(function, kind, detail, id=function.__name__))
+        return function
+
+    return add
+
+
+async def taken(lock: asyncio.Lock) -> asyncio.Lock:
+    """The lock, acquired."""
+    await lock.acquire()
+    return lock
+
+
+@scene("sleep", "sleep")
+async def sleeping() -> None:
+    await asyncio.sleep(60)
+
+
+@scene("gather", "gather")
+async def gathering() -> None:
+    await asyncio.gather(asyncio.sleep(60), asyncio.sleep(61))
+
+
+@scene("wait", "wait")
+async def waiting_for_a_set() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+
+
+@scene("wait", "as_completed")
+async def taking_what_comes_first() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    try:
+        for first in asyncio.as_completed([task]):
+            await first
+    finally:
+        task.cancel()
+
+
+@scene("wait_for", "wait_for → Event.wait")
+async def waiting_with_a_limit() -> None:
+    await asyncio.wait_for(asyncio.Event().wait(), 60)
+
+
+@scene("wait_for", "wait_for → Event.wait")
+async def waiting_with_a_limit_for_own_code() -> None:
+    async def own() -> None:
+        await asyncio.Event().wait()
+
+    await asyncio.wait_for(own(), 60)
+
+
+@scene("wait_for", "wait_for → wait_for → sleep")
+async def waiting_with_two_limits() -> None:
+    await asyncio.wait_for(asyncio.wait_for(asyncio.sleep(60), 61), 62)
+
+
+@scene("wait_for", "wait_for → future")
+async def waiting_with_a_limit_for_a_future() -> None:
+    await asyncio.wait_for(asyncio.get_running_loop().create_future(), 60)
+
+
+@scene("wait_for", "wait_for → gather")
+async def waiting_with_a_limit_for_several() -> None:
+    await asyncio.wait_for(asyncio.gather(asyncio.sleep(60)), 60)
+
+
+@scene("event", "Event.wait")
+async def waiting_without_a_limit() -> None:
+    await asyncio.Event().wait()
+
+
+@scene("timeout", "timeout → Event.wait")
+async def waiting_within_a_timeout() -> None:
+    async with timeout(60):
+        await asyncio.Event().wait()
+
+
+@scene("shield", "shield")
+async def shielding() -> None:
+    inner = asyncio.ensure_future(asyncio.sleep(60))
+    try:
+        await asyncio.shield(inner)
+    finally:
+        inner.cancel()
+
+
+@scene("task", "task")
+async def awaiting_a_task() -> None:
+    await asyncio.ensure_future(asyncio.sleep(60))
+
+
+@scene("lock", "Lock.acquire")
+async def locking() -> None:
+    await (await taken(asyncio.Lock())).acquire()
+
+
+@scene("lock", "Lock.acquire")
+async def locking_by_with() -> None:
+    async with await taken(asyncio.Lock()):
+        pass
+
+
+@scene("semaphore", "Semaphore.acquire")
+async def passing_a_semaphore() -> None:
+    async with asyncio.BoundedSemaphore(1) as _, AsyncExitStack() as stack:
+        semaphore = asyncio.Semaphore(0)
+        await stack.enter_async_context(semaphore)
+
+
+@scene("condition", "Condition.wait")
+async def waiting_for_a_notification() -> None:
+    async with (condition := asyncio.Condition()):
+        await condition.wait()
+
+
+@scene("condition", "Condition.wait_for")
+async def waiting_for_a_predicate() -> None:
+    async with (condition := asyncio.Condition()):
+        await condition.wait_for(lambda: False)
+
+
+@scene("queue_get", "Queue.get")
+async def consuming() -> None:
+    await asyncio.LifoQueue[int]().get()
+
+
+@scene("queue_put", "Queue.put")
+async def producing() -> None:
+    queue = asyncio.Queue[int](1)
+    queue.put_nowait(1)
+    await queue.put(2)
+
+
+@scene("event", "Queue.join")
+async def waiting_for_consumers() -> None:
+    queue = asyncio.Queue[int]()
+    queue.put_nowait(1)
+    await queue.join()
+
+
+@scene("executor", "run_in_executor")
+async def running_in_a_pool() -> None:
+    release = threading.Event()
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, release.wait, 60)
+    finally:
+        release.set()
+
+
+@scene("executor", "to_thread")
+async def running_in_a_thread() -> None:
+    release = threading.Event()
+    try:
+        await asyncio.to_thread(release.wait, 60)
+    finally:
+        release.set()
+
+
+@scene("dns", "BaseEventLoop.getaddrinfo")
+async def resolving() -> None:
+    release = threading.Event()
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(loop.run_in_executor(None, release.wait, 0) for _ in range(2)))
+    crowd = [loop.run_in_executor(None, release.wait, 60) for _ in range(40)]
+    try:
+        await loop.getaddrinfo("localhost", 80)  # the pool has no thread left for it
+    finally:
+        release.set()
+        await asyncio.gather(*crowd)
+
+
+@scene("stream", "BaseSelectorEventLoop.sock_accept")
+async def accepting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        await asyncio.get_running_loop().sock_accept(listening)
+
+
+@scene("subprocess", "Process.wait")
+async def waiting_for_a_program() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=-1)
+    try:
+        await process.wait()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@scene("async_generator", "async_generator → sleep")
+async def iterating() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        await asyncio.sleep(60)
+        yield 1
+
+    async for _ in numbers():
+        pass
+
+
+@scene("sleep", "sleep")
+async def entering_a_context_manager_written_as_a_generator() -> None:
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        await asyncio.sleep(60)
+        yield
+
+    async with slow():
+        pass
+
+
+@scene("future", "future")
+async def awaiting_a_future() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+if sys.version_info >= (3, 11):
+
+    @scene("barrier", "Barrier.wait")
+    async def waiting_for_others() -> None:
+        await asyncio.Barrier(2).wait()
+
+    @scene("task_group", "TaskGroup")
+    async def waiting_for_the_group() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(60))
+
+
+@pytest.mark.parametrize(("function", "kind", "detail"), SCENES)
+async def test_a_wait_is_known_by_kind_and_detail(function: Scene, kind: str, detail: str) -> None:
+    async with suspended(function()) as (task,):
+        info = await settled(task, kind)
+        assert info.wait is not None
+        assert (info.state, info.wait.kind, info.wait.detail) == ("waiting", kind, detail)
+
+
+async def settled(task: asyncio.Task[Any], kind: str) -> TaskInfo:
+    """What ``task`` does once it waits for ``kind``, which may take a thread or program to start."""
+    for _ in range(500):
+        info = info_of(task)
+        if info.wait is not None and info.wait.kind == kind:
+            break
+        await asyncio.sleep(0.01)
+    return info

@@ -1,0 +1,663 @@
+"""What Prometheus scrapes: the names, labels and limits of the contract, and never at the loop's cost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from aiohttp import web
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from aiohttp_observe import (
+    Admin,
+    Exchange,
+    Metrics,
+    client_session,
+    operation,
+    setup_observability,
+    spawn,
+    timeit,
+)
+from tests.service import Answer, Service, Witness, serving, until
+
+DURATION = "http_server_request_duration_seconds"
+OPERATION = "async_operation_duration_seconds"
+OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
+CONTRACT = {
+    "http_server_request_duration_seconds": (
+        "histogram",
+        {"http_request_method", "http_route", "http_response_status_code", "error_type"},
+    ),
+    "http_server_active_requests": ("gauge", {"http_request_method"}),
+    "http_server_request_busy_seconds": ("histogram", {"http_request_method", "http_route"}),
+    "http_server_abandoned_seconds": ("counter", {"http_route"}),
+    "http_server_request_body_size_bytes": ("histogram", {"http_request_method", "http_route"}),
+    "http_server_response_body_size_bytes": ("histogram", {"http_request_method", "http_route"}),
+    "http_client_request_duration_seconds": (
+        "histogram",
+        {"http_request_method", "server_address", "server_port", "http_response_status_code", "error_type"},
+    ),
+    "http_client_phase_seconds": ("histogram", {"server_address", "phase"}),
+    "asyncio_tasks": ("gauge", {"state", "wait"}),
+    "asyncio_task_outcomes": ("counter", {"name", "outcome"}),
+    "asyncio_unhandled": ("counter", {"kind"}),
+    "asyncio_loop_lag_seconds": ("histogram", set()),
+    "asyncio_loop_blocked_seconds": ("counter", set()),
+    "asyncio_loop_blocked": ("counter", set()),
+    "asyncio_loop_utilization_ratio": ("gauge", set()),
+    "async_operation_duration_seconds": ("histogram", {"operation", "outcome"}),
+    "aiohttp_observe_internal_errors": ("counter", {"observer"}),
+}
+"""Names as the parsers give them: counters without ``_total``."""
+
+
+@pytest.fixture
+def witness() -> Witness:
+    return Witness()
+
+
+async def hello(request: web.Request) -> web.Response:
+    return web.Response(text="hello")
+
+
+def application(registry: CollectorRegistry, *observers: object, **limits: Any) -> web.Application:
+    app = web.Application()
+    app.router.add_get("/hello", hello)
+    setup_observability(app, metrics=Metrics(registry=registry, **limits), observers=observers)
+    return app
+
+
+def families(answer: Answer) -> dict[str, Metric]:
+    assert answer.status == 200
+    return {family.name: family for family in text_string_to_metric_families(answer.text)}
+
+
+def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
+    """The values of one sample name, by their sorted label values' order of name."""
+    samples = [sample for family in registry.collect() for sample in family.samples if sample.name == name]
+    return {tuple(sample.labels[key] for key in sorted(sample.labels)): sample.value for sample in samples}
+
+
+def label_values(registry: CollectorRegistry, name: str, label: str) -> set[str]:
+    samples = [sample for family in registry.collect() for sample in family.samples if sample.name == name]
+    return {sample.labels[label] for sample in samples}
+
+
+# The contract's table
+
+
+class Broken:
+    def finished(self, exchange: Exchange) -> None:
+        raise LookupError
+
+
+async def do_everything(request: web.Request) -> web.Response:
+    """Something for each line of the table."""
+
+    async def lose() -> None:
+        raise LookupError
+
+    async with client_session() as session, session.get(request.url.with_path("/hello")) as response:
+        await response.read()
+    with operation("looking"):
+        await spawn(asyncio.sleep(0), name="sleeper")
+    asyncio.get_running_loop().call_exception_handler({"message": "a failure"})
+    time.sleep(0.25)  # noqa: ASYNC251 - what the loop watch is there for
+    return web.Response()
+
+
+async def waste(request: web.Request) -> web.Response:
+    await asyncio.sleep(0.5)
+    return web.Response()
+
+
+async def test_every_line_of_the_contract_is_there(registry: CollectorRegistry, witness: Witness) -> None:
+    app = application(registry, Broken(), witness)
+    app.router.add_get("/everything", do_everything)
+    app.router.add_get("/waste", waste)
+    async with serving(app) as service:
+        await service.get("/everything")
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(service.get("/waste"), 0.05)
+        while (await witness.next()).route != "/waste":
+            pass
+        scraped = await service.get("/metrics")
+        await until(lambda: series(registry, "asyncio_loop_blocked_total")[()], "the block to be told")
+        scraped = await service.get("/metrics")
+    found = {
+        name: (family.type, set().union(*(sample.labels for sample in family.samples)) - {"le"})
+        for name, family in families(scraped).items()
+    }
+    assert {name: found.get(name) for name in CONTRACT} == CONTRACT
+
+
+async def test_nothing_is_there_that_the_contract_does_not_know(registry: CollectorRegistry) -> None:
+    async with serving(application(registry)) as service:
+        names = set(families(await service.get("/metrics")))
+    creation_times = {name for name in names if name.endswith("_created")}
+    assert names - creation_times == {*CONTRACT, "aiohttp_observe_dropped"}
+
+
+async def test_a_request_is_measured(registry: CollectorRegistry, witness: Witness) -> None:
+    async with serving(application(registry, witness)) as service:
+        await service.get("/hello")
+        exchange = await witness.next()
+    labels = {"http_request_method": "GET", "http_route": "/hello"}
+    ended = {**labels, "http_response_status_code": "200", "error_type": ""}
+    value = registry.get_sample_value
+    assert value(f"{DURATION}_count", ended) == 1
+    assert value(f"{DURATION}_sum", ended) == pytest.approx(exchange.duration)
+    assert value("http_server_request_busy_seconds_sum", labels) == pytest.approx(exchange.busy)
+    assert value("http_server_response_body_size_bytes_sum", labels) == 5
+    assert value("http_server_request_body_size_bytes_sum", labels) == 0
+
+
+async def test_active_requests_come_and_go(registry: CollectorRegistry, witness: Witness) -> None:
+    finish = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        await finish.wait()
+        return web.Response()
+
+    def active() -> float | None:
+        return registry.get_sample_value("http_server_active_requests", {"http_request_method": "POST"})
+
+    app = application(registry, witness)
+    app.router.add_post("/wait", wait)
+    async with serving(app) as service:
+        asking = [asyncio.create_task(service.request("POST", "/wait")) for _ in range(3)]
+        await until(lambda: len(witness.begun) == 3, "three requests to begin")
+        assert active() == 3
+        finish.set()
+        await asyncio.gather(*asking)
+        for _ in range(3):
+            await witness.next()
+        assert active() == 0
+
+
+async def test_all_the_servers_metrics_are_zero_again_however_requests_end(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async def crash(request: web.Request) -> web.Response:
+        raise LookupError
+
+    app = application(registry, witness)
+    app.router.add_get("/crash", crash)
+    async with serving(app) as service:
+        for path in ("/hello", "/crash", "/nowhere"):
+            await service.get(path)
+            await witness.next()
+        await service.exchange_bytes(b"GARBAGE\r\n\r\n")
+        await witness.next()
+    assert set(series(registry, "http_server_active_requests").values()) == {0}
+
+
+# Cardinality
+
+
+async def test_hostile_paths_make_one_series(registry: CollectorRegistry, witness: Witness) -> None:
+    async with serving(application(registry, witness)) as service:
+        for number in range(50):
+            await service.get(f"/{number}?{number}=x")
+            await witness.next()
+    assert list(series(registry, f"{DURATION}_count").values()) == [50]
+    assert label_values(registry, f"{DURATION}_count", "http_route") == {"_unmatched"}
+
+
+async def test_hostile_methods_make_one_series(registry: CollectorRegistry, witness: Witness) -> None:
+    async with serving(application(registry, witness)) as service:
+        for number in range(50):
+            await service.request(f"METHOD{number}", "/hello")
+            await witness.next()
+        for method in ("PROPFIND", "LINK", "get"):
+            await service.exchange_bytes(
+                f"{method} /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            )
+            await witness.next()
+    assert label_values(registry, f"{DURATION}_count", "http_request_method") == {"_OTHER"}
+    assert label_values(registry, "http_server_active_requests", "http_request_method") == {"_OTHER"}
+
+
+async def test_hostile_hosts_and_headers_make_no_series(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async with serving(application(registry, witness)) as service:
+        for number in range(50):
+            headers = {
+                "Host": f"host-{number}.example",
+                "User-Agent": str(number),
+                "X-Forwarded-For": "1.1.1.1",
+            }
+            await service.get("/hello", headers=headers)
+            await witness.next()
+    assert list(series(registry, f"{DURATION}_count").values()) == [50]
+
+
+async def test_routes_beyond_the_limit_become_other(registry: CollectorRegistry, witness: Witness) -> None:
+    app = application(registry, witness, max_routes=3)
+    for number in range(10):
+        app.router.add_get(f"/route/{number}", hello)
+    async with serving(app) as service:
+        for _ in range(2):
+            for number in range(10):
+                await service.get(f"/route/{number}")
+                await witness.next()
+    expected = {"/route/0", "/route/1", "/route/2", "_other"}
+    assert label_values(registry, f"{DURATION}_count", "http_route") == expected
+    assert label_values(registry, "http_server_request_busy_seconds_count", "http_route") == expected
+    assert sum(series(registry, f"{DURATION}_count").values()) == 20
+
+
+async def test_exception_types_beyond_the_limit_become_other(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async def crash(request: web.Request) -> web.Response:
+        raise type(f"Error{request.match_info['number']}", (Exception,), {})
+
+    app = application(registry, witness, max_names=2)
+    app.router.add_get("/crash/{number}", crash)
+    async with serving(app) as service:
+        for number in range(6):
+            await service.get(f"/crash/{number}")
+            await witness.next()
+    assert label_values(registry, f"{DURATION}_count", "error_type") == {"Error0", "Error1", "_other"}
+    assert sum(series(registry, f"{DURATION}_count").values()) == 6
+
+
+async def test_names_beyond_the_limit_become_other(registry: CollectorRegistry) -> None:
+    async def name_many(request: web.Request) -> web.Response:
+        for number in range(10):
+            with operation(f"operation {number}"):
+                await spawn(asyncio.sleep(0), name=f"task {number}")
+        return web.Response()
+
+    app = application(registry, max_names=2)
+    app.router.add_get("/many", name_many)
+    async with serving(app) as service:
+        await service.get("/many")
+    operations = {"operation 0", "operation 1", "_other"}
+    assert label_values(registry, f"{OPERATION}_count", "operation") == operations
+    assert label_values(registry, "asyncio_task_outcomes_total", "name") == {"task 0", "task 1", "_other"}
+
+
+async def test_hosts_beyond_the_limit_become_other(registry: CollectorRegistry) -> None:
+    """Ports too: a host that isn't told apart has none."""
+
+    async def call_many(request: web.Request) -> web.Response:
+        async with client_session() as session:
+            for number in range(2, 8):
+                url = request.url.with_path("/hello").with_host(f"127.0.0.{number}")
+                await (await session.get(url)).read()
+        return web.Response()
+
+    app = application(registry, max_hosts=2)
+    app.router.add_get("/many", call_many)
+    async with serving(app, host="0.0.0.0") as service:
+        await service.get("/many")
+    name = "http_client_request_duration_seconds_count"
+    hosts = {"127.0.0.2", "127.0.0.3", "_other"}
+    assert label_values(registry, name, "server_address") == hosts
+    assert label_values(registry, "http_client_phase_seconds_count", "server_address") == hosts
+    assert {labels[-2:] for labels in series(registry, name) if "_other" in labels} == {("_other", "")}
+
+
+# The page
+
+
+async def test_the_text_format_is_the_default(registry: CollectorRegistry) -> None:
+    async with serving(application(registry)) as service:
+        answer = await service.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    assert DURATION in families(answer)
+
+
+async def test_openmetrics_is_negotiated_and_valid(registry: CollectorRegistry, witness: Witness) -> None:
+    async with serving(application(registry, witness)) as service:
+        await service.get("/hello")
+        await witness.next()
+        answer = await service.get("/metrics", headers=OPENMETRICS)
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.text.endswith("# EOF\n")
+    parsed = parse_openmetrics(answer.text)  # type: ignore[no-untyped-call]
+    names = {family.name for family in parsed}
+    assert DURATION in names
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["application/openmetrics-text;version=abc", "text/plain;version=", ";;,,=", "*/*;q=x", "\xff"],
+)
+async def test_a_scrapers_odd_wishes_are_answered_with_a_format_it_may_take(
+    accept: str, registry: CollectorRegistry
+) -> None:
+    async with serving(application(registry)) as service:
+        answer = await service.get("/metrics", headers={"Accept": accept})
+    assert answer.status == 200
+    assert DURATION in answer.text
+
+
+def exemplars(answer: Answer) -> list[dict[str, str]]:
+    parsed = parse_openmetrics(answer.text)  # type: ignore[no-untyped-call]
+    samples = [sample for family in parsed if family.name == DURATION for sample in family.samples]
+    return [sample.exemplar.labels for sample in samples if sample.exemplar]
+
+
+async def test_a_requests_exemplar_is_its_trace(registry: CollectorRegistry, witness: Witness) -> None:
+    async with serving(application(registry, witness)) as service:
+        await service.get("/hello")
+        exchange = await witness.next()
+        assert exemplars(await service.get("/metrics", headers=OPENMETRICS)) == [
+            {"trace_id": exchange.trace_id}
+        ]
+
+
+async def test_a_request_that_was_not_sampled_leaves_no_exemplar(
+    registry: CollectorRegistry, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    async with serving(application(registry, witness)) as service:
+        await service.get("/hello")
+        assert not (await witness.next()).sampled
+        assert exemplars(await service.get("/metrics", headers=OPENMETRICS)) == []
+
+
+async def test_exemplars_can_be_left_out(registry: CollectorRegistry, witness: Witness) -> None:
+    async with serving(application(registry, witness, exemplars=False)) as service:
+        await service.get("/hello")
+        await witness.next()
+        assert exemplars(await service.get("/metrics", headers=OPENMETRICS)) == []
+
+
+async def test_the_services_own_metrics_are_on_the_page(registry: CollectorRegistry) -> None:
+    Counter("orders", "Orders taken", registry=registry).inc(3)
+    async with serving(application(registry)) as service:
+        assert families(await service.get("/metrics"))["orders"].samples[0].value == 3
+
+
+async def test_the_page_can_be_elsewhere(registry: CollectorRegistry) -> None:
+    async with serving(application(registry, path="/internal/metrics")) as service:
+        assert (await service.get("/internal/metrics")).status == 200
+        assert (await service.get("/metrics")).status == 404
+
+
+async def test_the_page_can_be_nowhere(registry: CollectorRegistry, witness: Witness) -> None:
+    """For those who push, or serve the registry themselves: measured it is all the same."""
+    async with serving(application(registry, witness, path=None)) as service:
+        assert (await service.get("/metrics")).status == 404
+        await witness.next()
+    assert sum(series(registry, f"{DURATION}_count").values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": "Bearer secret-token"}, 200)],
+    ids=["no token", "a wrong token", "the token"],
+)
+async def test_the_page_can_require_the_token(
+    headers: dict[str, str], status: int, registry: CollectorRegistry
+) -> None:
+    app = web.Application()
+    setup_observability(
+        app,
+        metrics=Metrics(registry=registry, require_token=True),
+        admin=Admin(token="secret-token"),
+    )
+    async with serving(app) as service:
+        answer = await service.get("/metrics", headers=headers)
+    assert answer.status == status
+    assert (DURATION in answer.text) == (status == 200)
+
+
+class Waiting(Collector):
+    """A collector that takes until somebody on the event loop lets it go on."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        self.begun.set()
+        assert self.go_on.wait(10), "the loop was held while the registry was collected"
+        yield GaugeMetricFamily("waited", "Waited", value=1)
+
+
+async def test_the_loop_goes_on_while_metrics_are_collected(registry: CollectorRegistry) -> None:
+    waiting = Waiting()
+    registry.register(waiting)
+    async with serving(application(registry)) as service:
+        scraping = asyncio.create_task(service.get("/metrics"))
+        await until(waiting.begun.is_set, "the scrape to begin")
+        assert (await service.get("/hello")).status == 200
+        waiting.go_on.set()
+        assert "waited" in families(await scraping)
+
+
+async def test_the_loop_goes_on_while_ten_thousand_series_are_encoded(registry: CollectorRegistry) -> None:
+    """Rounds of the loop, counted while one scrape is under way: on the loop there would be none."""
+    gauge = Gauge("many", "Many", ["number"], registry=registry)
+    for number in range(10_000):
+        gauge.labels(str(number)).set(number)
+    app = application(registry)
+    async with serving(app) as service:
+        rounds, scraping = 0, asyncio.create_task(service.get("/metrics"))
+        while not scraping.done():
+            await asyncio.sleep(0.001)
+            rounds += 1
+        assert (await scraping).text.count("\nmany{") == 10_000
+    assert rounds >= 8
+
+
+async def test_metrics_answer_while_the_default_executor_is_full(registry: CollectorRegistry) -> None:
+    """The very moment one wants to look."""
+    free, loop = threading.Event(), asyncio.get_running_loop()
+    async with serving(application(registry)) as service:
+        busy = [loop.run_in_executor(None, free.wait) for _ in range(100)]
+        try:
+            assert (await service.get("/metrics")).status == 200
+        finally:
+            free.set()
+            await asyncio.gather(*busy)
+
+
+async def test_a_collector_that_fails_breaks_only_the_scrape(registry: CollectorRegistry) -> None:
+    class Failing(Collector):
+        def describe(self) -> list[Metric]:
+            return []
+
+        def collect(self) -> Iterator[Metric]:
+            raise LookupError("a collector of the service's own")
+
+    registry.register(Failing())
+    async with serving(application(registry)) as service:
+        assert (await service.get("/metrics")).status == 500
+        assert (await service.get("/hello")).status == 200
+
+
+async def test_a_registry_that_nobody_uses_any_more_is_let_go() -> None:
+    registry = CollectorRegistry()
+    async with serving(application(registry)):
+        pass
+    gone = weakref.ref(registry)
+    del registry
+    gc.collect()
+    assert gone() is None
+
+
+# @timeit
+
+
+@timeit
+async def bare() -> str:
+    """Says bare."""
+    return "bare"
+
+
+@timeit(name="price lookup")
+async def named(amount: int, *, factor: int = 2) -> int:
+    return amount * factor
+
+
+@timeit()
+async def with_parentheses() -> None:
+    pass
+
+
+@timeit
+async def fail() -> None:
+    raise LookupError
+
+
+@timeit
+async def wait() -> None:
+    await asyncio.Event().wait()
+
+
+class Shop:
+    @timeit
+    async def price(self, item: str) -> str:
+        return f"price of {item}"
+
+    @classmethod
+    @timeit
+    async def opened(cls) -> str:
+        return cls.__name__
+
+    @staticmethod
+    @timeit
+    async def tax() -> int:
+        return 7
+
+
+class Orders(web.View):
+    @timeit
+    async def get(self) -> web.Response:
+        return web.Response(text=self.request.path)
+
+
+@timeit
+async def timed_handler(request: web.Request) -> web.Response:
+    return web.Response(text="timed")
+
+
+async def cancel_in_time() -> None:
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+
+
+async def fail_quietly() -> None:
+    with suppress(LookupError):
+        await fail()
+
+
+@asynccontextmanager
+async def calling(registry: CollectorRegistry, call: Callable[[], Any]) -> AsyncIterator[tuple[Service, Any]]:
+    """The result of ``call`` as awaited within a request, which ``/`` is."""
+    results = []
+
+    async def handler(request: web.Request) -> web.Response:
+        results.append(await call())
+        return web.Response()
+
+    app = application(registry)
+    app.router.add_get("/", handler)
+    app.router.add_get("/timed", timed_handler)
+    app.router.add_view("/orders", Orders)
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+        yield service, results.pop()
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "name", "outcome"),
+    [
+        (bare, "bare", "bare", "ok"),
+        (lambda: named(3, factor=5), 15, "price lookup", "ok"),
+        (with_parentheses, None, "with_parentheses", "ok"),
+        (fail_quietly, None, "fail", "error"),
+        (cancel_in_time, None, "wait", "cancelled"),
+        (lambda: Shop().price("tea"), "price of tea", "Shop.price", "ok"),
+        (Shop.opened, "Shop", "Shop.opened", "ok"),
+        (Shop.tax, 7, "Shop.tax", "ok"),
+    ],
+    ids=["bare", "named", "parentheses", "error", "cancelled", "method", "class method", "static method"],
+)
+async def test_every_call_of_a_timed_function_is_observed(
+    call: Callable[[], Any], result: object, name: str, outcome: str, registry: CollectorRegistry
+) -> None:
+    async with calling(registry, call) as (_, returned):
+        assert returned == result
+    assert series(registry, f"{OPERATION}_count") == {(name, outcome): 1}
+
+
+async def test_handlers_and_views_can_be_timed(registry: CollectorRegistry) -> None:
+    async with calling(registry, bare) as (service, _):
+        assert (await service.get("/timed")).text == "timed"
+        assert (await service.get("/orders")).text == "/orders"
+    counts = series(registry, f"{OPERATION}_count")
+    assert counts == {("bare", "ok"): 1, ("timed_handler", "ok"): 1, ("Orders.get", "ok"): 1}
+
+
+async def test_the_time_observed_is_that_of_the_call(registry: CollectorRegistry) -> None:
+    @timeit
+    async def sleep() -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await asyncio.sleep(0.05)
+        return loop.time() - begun
+
+    async with calling(registry, sleep) as (_, seconds):
+        (total,) = series(registry, f"{OPERATION}_sum").values()
+    assert seconds <= total <= seconds + 1
+
+
+async def test_outside_of_applications_the_process_is_measured() -> None:
+    @timeit(name="outside of applications")
+    async def work() -> None:
+        pass
+
+    await work()
+    labels = {"operation": "outside of applications", "outcome": "ok"}
+    assert REGISTRY.get_sample_value(f"{OPERATION}_count", labels) == 1
+
+
+def test_a_timed_function_looks_like_itself() -> None:
+    assert (bare.__name__, bare.__doc__) == ("bare", "Says bare.")
+    assert asyncio.iscoroutinefunction(bare)
+
+
+def synchronous() -> None:
+    pass
+
+
+async def generate() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [synchronous, generate, Orders, Shop.__dict__["opened"], 7], ids=repr)
+def test_only_coroutine_functions_are_timed(function: Any) -> None:
+    with pytest.raises(TypeError, match=r"@timeit takes a coroutine function, got .*: write 'async def'"):
+        timeit(function)
+
+
+def test_a_name_is_a_text() -> None:
+    name: Any = 7
+    with pytest.raises(TypeError, match=r"timeit\(name=\.\.\.\) takes str, got 7"):
+        timeit(name=name)
