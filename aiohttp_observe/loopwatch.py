@@ -110,7 +110,7 @@ def _culprit(stack: tuple[Frame, ...]) -> Frame:
 
 
 def _is_library(file: str) -> bool:
-    return file.startswith((_STDLIB, "<frozen ")) or "site-packages" in file or file.startswith(_OURS)
+    return file.startswith((_STDLIB, "<frozen ", _OURS)) or "site-packages" in file
 
 
 _STDLIB = asyncio.__file__.rpartition("asyncio")[0]

@@ -402,7 +402,8 @@ class ServerMetrics:
         ended = per_route.ended.get((exchange.status, exchange.error_type))
         if ended is None:
             ended = per_route.add(exchange.status, exchange.error_type)
-        ended.observe(exchange.duration or 0.0, exchange.span if self._exemplars and exchange.sampled else None)
+        exemplar = exchange.span if self._exemplars and exchange.sampled else None
+        ended.observe(exchange.duration or 0.0, exemplar)
         if not exchange.polls:  # refused by the parser: it never started
             return
         self._active[method].dec()

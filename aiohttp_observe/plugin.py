@@ -83,8 +83,8 @@ def setup_observability(
     Returns the running state, also found as ``app[OBSERVABILITY]``.
 
     Raises ``TypeError`` or ``ValueError`` for options that can't be, and ``RuntimeError`` for
-    a second call, an application that is frozen, a sub-application, or one that covers
-    another one already set up.
+    a second call, a path that is taken, an application that is frozen, a sub-application, or
+    one that covers another one already set up.
     """
     pillars = _Pillars(
         metrics=metrics,
@@ -144,7 +144,9 @@ class Observability:
         gate = None if pillars.admin is None else pillars.admin.install(app, self)
         if pillars.metrics is not None:
             if pillars.metrics.require_token and gate is None:
-                raise ValueError("Metrics(require_token=True) needs admin=Admin(token=...): it keeps the token")
+                raise ValueError(
+                    "Metrics(require_token=True) needs the token of admin=Admin(token=...)"
+                )
             self.metrics = pillars.metrics.install(app, gate)
             scope.meter = self.metrics.instruments
         if pillars.logs is not None:
@@ -247,15 +249,23 @@ def _check_application(app: web.Application) -> None:
     if OBSERVABILITY in app:
         raise RuntimeError("setup_observability() was called for this application before: call it once")
     if app.frozen:
-        raise RuntimeError(
-            "this application has been started: call setup_observability() before it is run"
-        )
+        raise RuntimeError("this application has been started: call setup_observability() before it is run")
     if app.pre_frozen:
         raise RuntimeError(
             "this application is part of another one, which covers it: "
             "call setup_observability() on the root application only"
         )
     _refuse_nested(app)
+
+
+def _check_paths(app: web.Application, paths: list[str]) -> None:
+    taken = [resource.canonical for resource in app.router.resources()]
+    for path in paths:
+        if path in taken:
+            raise RuntimeError(
+                f"the path {path} is taken: choose another with Metrics(path=...) or Admin(path=...)"
+            )
+        taken.append(path)
 
 
 def _refuse_nested(app: web.Application) -> None:

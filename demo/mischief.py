@@ -43,7 +43,7 @@ async def stuck(request: web.Request) -> web.Response:
     """Waits for a lock that a background task holds."""
     refuse_too_many()
     catalogue = request.app[CATALOGUE]
-    if not catalogue.locked():
+    if not any(task.get_name() == "rebuild-catalogue" for task in asyncio.all_tasks()):
         spawn(rebuild(catalogue), name="rebuild-catalogue")
         await asyncio.sleep(0)  # it takes the lock first
     async with catalogue:

@@ -166,4 +166,4 @@ def _filters(query: Mapping[str, str]) -> dict[str, Any]:
 
 @cache
 def _read(name: str) -> str:
-    return files(__package__).joinpath("static", name).read_text(encoding="utf-8")
+    return (files(__package__) / "static" / name).read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import import_module
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -59,12 +60,12 @@ def plain(value: Any, depth: int = 0) -> Any:
         if isinstance(value, Mapping):
             return _plain_items(value.items(), depth)
         if isinstance(value, (list, tuple, set, frozenset)):
-            return [plain(item, depth + 1) for _, item in zip(range(_MOST_ITEMS), value, strict=False)]
+            return [plain(item, depth + 1) for item in islice(value, _MOST_ITEMS)]
     return _clip(_text(value), _LONGEST_TEXT)
 
 
 def _plain_items(items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
-    return {_text(key): plain(item, depth + 1) for _, (key, item) in zip(range(_MOST_ITEMS), items, strict=False)}
+    return {_text(key): plain(item, depth + 1) for key, item in islice(items, _MOST_ITEMS)}
 
 
 def _text(value: Any) -> str:

@@ -12,13 +12,13 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .drive import drive
 from .model import Frame
 from .places import place_of
 
-__all__ = ["Chain", "await_chain", "held_by", "running_frames"]
+__all__ = ["Chain", "held_by", "running_frames"]
 
 _DEEPEST = 2000
 """Links that are followed at most: nobody reads more, and a chain that never ends must."""
@@ -28,8 +28,8 @@ _WAIT_FOR = asyncio.wait_for.__code__
 _WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
 
 
-class Chain(NamedTuple):
-    """An await chain, outermost first.
+class Chain:
+    """The await chain of a task, outermost first.
 
     ``awaitables``  the suspended coroutines and generators
     ``frames``      the frame of each
@@ -38,13 +38,47 @@ class Chain(NamedTuple):
     ``own``         how many are the task's own: up to Python 3.11 ``wait_for`` runs what it
                     waits for in a task of its own, whose chain follows here as it does on
                     newer versions
+
+    ``is_helper`` tells whether ``wait_for`` itself made a task.
     """
 
-    awaitables: list[Any]
-    frames: list[FrameType]
-    key: tuple[int, ...]
-    leaf: Any
-    own: int
+    __slots__ = ("awaitables", "frames", "key", "leaf", "own")
+
+    def __init__(self, task: asyncio.Task[Any], is_helper: Callable[[asyncio.Task[Any]], bool]) -> None:
+        self.awaitables: list[Any] = []
+        self.frames: list[FrameType] = []
+        places: list[int] = []
+        self._follow(task.get_coro(), places)
+        self.leaf: Any = getattr(task, "_fut_waiter", None)
+        self.own = len(self.frames)
+        if _WAIT_FOR_MAKES_A_TASK:
+            self._follow_helpers(is_helper, places)
+        self.key = tuple(places)
+
+    def _follow(self, awaitable: Any, places: list[int]) -> None:
+        awaitables, frames = self.awaitables, self.frames
+        for _ in range(_DEEPEST):
+            if type(awaitable) is CoroutineType:
+                frame, inner = awaitable.cr_frame, awaitable.cr_await
+            else:
+                frame, inner = _READ.get(type(awaitable), _read_other)(awaitable)
+            if frame is not None:
+                awaitables.append(awaitable)
+                frames.append(frame)
+                places.append(id(frame.f_code))
+                places.append(frame.f_lasti)
+            if inner is None:
+                break
+            awaitable = inner
+
+    def _follow_helpers(self, is_helper: Callable[[asyncio.Task[Any]], bool], places: list[int]) -> None:
+        while self.frames and self.frames[-1].f_code is _WAIT_FOR and len(self.frames) < _DEEPEST:
+            timed = _timed_future(self.awaitables[-1], self.leaf)
+            if not isinstance(timed, asyncio.Task) or not is_helper(timed):
+                self.leaf = timed or self.leaf
+                break
+            self._follow(timed.get_coro(), places)
+            self.leaf = getattr(timed, "_fut_waiter", None)
 
     def module(self, index: int) -> str:
         """The name of the module that a frame's code is in."""
@@ -54,41 +88,6 @@ class Chain(NamedTuple):
     def place(self, index: int) -> Frame:
         """Where a frame stood when the chain was followed."""
         return place_of(self.frames[index].f_code, self.key[2 * index + 1])
-
-
-def await_chain(task: asyncio.Task[Any], is_helper: Callable[[asyncio.Task[Any]], bool]) -> Chain:
-    """The chain of ``task``; ``is_helper`` tells whether ``wait_for`` itself made a task."""
-    awaitables: list[Any] = []
-    frames: list[FrameType] = []
-    key: list[int] = []
-    _follow(task.get_coro(), awaitables, frames, key)
-    leaf = getattr(task, "_fut_waiter", None)
-    own = len(frames)
-    if _WAIT_FOR_MAKES_A_TASK:
-        while frames and frames[-1].f_code is _WAIT_FOR and len(frames) < _DEEPEST:
-            timed = _timed_future(awaitables[-1], leaf)
-            if not isinstance(timed, asyncio.Task) or not is_helper(timed):
-                leaf = timed or leaf
-                break
-            _follow(timed.get_coro(), awaitables, frames, key)
-            leaf = getattr(timed, "_fut_waiter", None)
-    return Chain(awaitables, frames, tuple(key), leaf, own)
-
-
-def _follow(awaitable: Any, awaitables: list[Any], frames: list[FrameType], key: list[int]) -> None:
-    """Add what ``awaitable`` leads to."""
-    for _ in range(_DEEPEST):
-        if type(awaitable) is CoroutineType:
-            frame, inner = awaitable.cr_frame, awaitable.cr_await
-        else:
-            frame, inner = _READ.get(type(awaitable), _read_other)(awaitable)
-        if frame is not None:
-            awaitables.append(awaitable)
-            frames.append(frame)
-            key += (id(frame.f_code), frame.f_lasti)
-        if inner is None:
-            break
-        awaitable = inner
 
 
 def _read_generator(generator: GeneratorType[Any, Any, Any]) -> tuple[FrameType | None, Any]:
@@ -101,12 +100,16 @@ def _read_async_generator(generator: AsyncGeneratorType[Any, Any]) -> tuple[Fram
     return generator.ag_frame, generator.ag_await
 
 
+def _read_nothing(awaitable: Any) -> tuple[FrameType | None, Any]:
+    return None, None
+
+
 def _read_other(awaitable: Any) -> tuple[FrameType | None, Any]:
     """Coroutines compiled by Cython, and iterators in front of what is really awaited."""
+    if type(awaitable).__name__ == "FutureIter":  # the end of nearly every chain
+        return None, None
     if hasattr(awaitable, "cr_await"):
         return awaitable.cr_frame, awaitable.cr_await
-    if isinstance(awaitable, asyncio.Future) or type(awaitable).__name__ == "FutureIter":
-        return None, None
     return None, next(_within(awaitable), None)
 
 
@@ -122,7 +125,7 @@ def _within(awaitable: Any) -> Iterator[Any]:
 _READ: dict[type, Callable[[Any], tuple[FrameType | None, Any]]] = {
     GeneratorType: _read_generator,
     AsyncGeneratorType: _read_async_generator,
-    type(None): lambda nothing: (None, None),
+    type(None): _read_nothing,
 }
 _WRAPPERS = {
     "anext_awaitable",

@@ -8,13 +8,11 @@ holders of a lock acquired in any other way are unknown, and a running task show
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from .chain import Chain
 from .deadlock import Need, cycles
 from .model import Resource
-from .places import place_of
 from .stacks import Reading, Stack, entered_by
 from .tracker import number_of
 

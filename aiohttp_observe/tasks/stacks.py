@@ -102,17 +102,23 @@ def _has_timeout(awaitable: Any) -> bool:
     return any(is_timeout(block.__self__) for block in blocks if block.__name__ == "__aexit__")
 
 
-_ENDS_BY_ITSELF = ("sleep", "timeout", "wait_for")
-
-
 class Reading(NamedTuple):
-    """What a task waits for; ``timed`` if a timeout will end the wait by itself."""
+    """What a task waits for.
+
+    ``on``        the futures it waits for, one of which is enough if ``any_of``
+    ``resource``  the object it waits at
+    ``timed``     whether a timeout will end the wait by itself
+    """
 
     kind: str
     detail: str
-    on: Sequence[Any]
-    resource: Any
-    timed: bool
+    on: Sequence[Any] = ()
+    resource: Any = None
+    any_of: bool = False
+    timed: bool = False
+
+
+_ENDS_BY_ITSELF = ("sleep", "timeout", "wait_for")
 
 
 def read_wait(chain: Chain, stack: Stack) -> Reading:
@@ -121,33 +127,7 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
     The outermost rule, or ``async with asyncio.timeout()`` block, gives the kind; all of them
     from there on, down to a final one or to the future at the end, are the detail.
     """
-    kind, labels, on, resource, timed = "", [], (), None, False
-    for index, rule in _telling(chain, stack):
-        kind = kind or rule.kind
-        labels.append(rule.label if rule.about is None else rule.label + rule.about(chain.awaitables[index]))
-        timed = timed or rule.kind in _ENDS_BY_ITSELF
-        if rule.awaits is not None:
-            on = on or tuple(rule.awaits(chain.awaitables, index))
-        if rule.resource is not None:
-            resource = _local(chain.awaitables[index], rule.resource)
-        if rule.final:
-            break
-    else:
-        leaf = awaited(chain.leaf)
-        kind, on = kind or leaf.kind, on or leaf.on
-        labels.append(leaf.detail)
-    return Reading(kind, " → ".join(labels), on, resource, timed)
-
-
-def _telling(chain: Chain, stack: Stack) -> Iterator[tuple[int, Rule]]:
-    """The rules that hold for this very task, outermost first."""
-    for index, rule in stack.marks:
-        if rule is None:
-            if _has_timeout(chain.awaitables[index]):
-                yield index, TIMEOUT
-        elif not rule.idle or (index == len(chain.frames) - 1 and awaited(chain.leaf).kind == "future"):
-            yield index, rule
-
-
-def _local(awaitable: Any, kind: type) -> Any:
-    return next((held for held in held_by(awaitable) if isinstance(held, kind)), None)
+    if stack.reading is not None:
+        return stack.reading
+    rules = list(_holding(chain, stack.marks))
+    words = [rule.label if rule.about is None else rule.about(chain.awaitables[i], rule.label) for i, rule in rules]

@@ -176,6 +176,7 @@ if (3, 13) <= sys.version_info < (3, 13, 3):
             if value is not None:
                 super().set_name(value)
 
+    _Task.__name__ = "Task"  # asyncio's messages tell the class
 else:
     _Task = asyncio.Task
 

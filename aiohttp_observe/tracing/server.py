@@ -236,5 +236,3 @@ class _HeaderCapture:
     def of(self, headers: Any) -> dict[str, list[str]]:
         values = {name: headers.getall(name) for name in headers}
         return self._sanitize.sanitize_header_values(values, self._wanted, self._normalise)
-
-

@@ -16,10 +16,9 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span as SdkSpan
-from opentelemetry.sdk.trace import SpanLimits, Tracer
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, StaticSampler, TraceIdRatioBased
+from opentelemetry.sdk.trace import Tracer
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, StaticSampler, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 __all__ = ["Starter", "finish", "starter"]
@@ -80,9 +79,9 @@ class _LightStarter:
             trace_id = parent.trace_id
         facts = None if self._blind else attributes()
         sampled = self._should_sample(context, trace_id, name, SpanKind.SERVER, facts, ())
-        flags = _SAMPLED if sampled.decision.is_sampled() else _DROPPED
+        flags = _SAMPLED if sampled.decision is Decision.RECORD_AND_SAMPLE else _DROPPED
         ids = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, sampled.trace_state)
-        if not sampled.decision.is_recording():
+        if sampled.decision is Decision.DROP:
             return NonRecordingSpan(ids)
         facts = attributes() if facts is None else dict(sampled.attributes)
         span = ServerSpan(self._tracer, name, ids, parent, facts)
@@ -133,34 +132,34 @@ class ServerSpan(SdkSpan):
         self._end_time: int | None = None
 
     @property
-    def _lock(self) -> threading.Lock:  # type: ignore[override]
+    def _lock(self) -> Any:  # type: ignore[override]
         lock = self._made_lock
         if lock is None:
             lock = self._made_lock = threading.Lock()
             most = self._limits.max_span_attributes
             self._attributes = BoundedAttributes(most, self._attributes, immutable=False)
-            self._events = self._new_events()
+            self._events = self._new_events()  # type: ignore[no-untyped-call]
             self._links = self._new_links(())
         return lock
 
     @property
-    def _limits(self) -> SpanLimits:  # type: ignore[override]
+    def _limits(self) -> Any:  # type: ignore[override]
         return self._tracer._span_limits
 
     @property
-    def _resource(self) -> Resource:  # type: ignore[override]
+    def _resource(self) -> Any:  # type: ignore[override]
         return self._tracer.resource
 
     @property
-    def _span_processor(self) -> Any:
+    def _span_processor(self) -> Any:  # type: ignore[override]
         return self._tracer.span_processor
 
     @property
-    def _instrumentation_scope(self) -> Any:
+    def _instrumentation_scope(self) -> Any:  # type: ignore[override]
         return self._tracer._instrumentation_scope
 
     @property
-    def _instrumentation_info(self) -> Any:
+    def _instrumentation_info(self) -> Any:  # type: ignore[override]
         return self._tracer.instrumentation_info
 
     def finish(self, status: int | None, error_type: str | None, failed: bool) -> None:

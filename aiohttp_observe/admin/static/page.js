@@ -32,6 +32,9 @@ const place = (frame) => `${fileName(frame.file)}:${frame.line} ${frame.function
 const isLibrary = (frame) => /\/(site-packages|asyncio|aiohttp_observe)\//.test(frame.file);
 const where = (task) => task.frames.find((frame) => !isLibrary(frame)) ?? task.frames[0];
 
+// A request's own task runs aiohttp's coroutine: what the service calls it is its handler.
+const title = (task) => (task.coro === "RequestHandler._handle_request" && task.frames.length ? where(task).function : task.coro);
+
 function drawHead({ process, loop }) {
   at("process").textContent =
     `pid ${process.pid} · Python ${process.python} · ${process.loop} · up ${duration(process.uptime_seconds)}`;
@@ -45,8 +48,8 @@ function drawVerdict(sentences) {
 
 function drawTiles({ total, by_state, waiting }) {
   const tiles = [tile("tasks", total, null, null)];
-  for (const state of ["running", "scheduled"]) tiles.push(tile(state, by_state[state] ?? 0, "state", state));
-  for (const [kind, count] of Object.entries(waiting)) tiles.push(tile(`wait: ${kind}`, count, "wait", kind));
+  for (const state of ["running", "scheduled", "waiting"]) tiles.push(tile(state, by_state[state] ?? 0, "state", state));
+  for (const [kind, count] of Object.entries(waiting)) tiles.push(tile(kind.replaceAll("_", " "), count, "wait", kind));
   redraw(at("tiles"), tiles);
 }
 
@@ -84,7 +87,7 @@ function drawGroups(groups) {
 
 const KEYS = {
   id: (task) => task.id,
-  name: (task) => `${task.coro} ${task.name}`,
+  name: (task) => `${title(task)} ${task.name}`,
   wait: (task) => (task.wait ? `${task.wait.kind} ${task.wait.detail}` : ""),
   where: (task) => (task.frames.length ? place(where(task)) : ""),
   request: (task) => (task.request ? `${task.request.route} ${task.request.id}` : ""),
@@ -127,7 +130,7 @@ function row(task) {
       "td",
       {},
       element("span", { className: `state ${task.state}`, title: task.state }),
-      element("span", { text: task.coro, className: "coro" }),
+      element("span", { text: title(task), className: "coro" }),
       element("small", { text: task.operation ? `${task.name} · ${task.operation}` : task.name }),
     ),
     element("td", {}, ...waits(task)),
