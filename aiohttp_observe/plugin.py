@@ -58,6 +58,16 @@ class _Pillars:
                     f"setup_observability({name}=...) takes {kind.__name__}(...), or None to turn it off, "
                     f"got {value!r} ({type(value).__name__})"
                 )
+        if self.metrics is not None:
+            self._check_page(self.metrics)
+
+    def _check_page(self, metrics: Metrics) -> None:
+        if metrics.require_token and self.admin is None:
+            raise ValueError("Metrics(require_token=True) needs the token of admin=Admin(token=...)")
+        if self.admin is not None and self.admin.path == metrics.path:
+            raise ValueError(
+                f"Metrics(path=...) and Admin(path=...) are both {metrics.path!r}: give each its own"
+            )
 
 
 def setup_observability(
@@ -143,10 +153,6 @@ class Observability:
         pillars, scope = self._pillars, self.scope
         gate = None if pillars.admin is None else pillars.admin.install(app, self)
         if pillars.metrics is not None:
-            if pillars.metrics.require_token and gate is None:
-                raise ValueError(
-                    "Metrics(require_token=True) needs the token of admin=Admin(token=...)"
-                )
             self.metrics = pillars.metrics.install(app, gate)
             scope.meter = self.metrics.instruments
         if pillars.logs is not None:

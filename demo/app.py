@@ -1,4 +1,4 @@
-"""The shop with its inventory alongside, for aiohttp-devtools: ``adev runserver demo``."""
+"""The shop with its inventory alongside, in one application: ``adev runserver demo``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .serving import serving
 __all__ = ["create_app"]
 
 
-def create_app() -> web.Application:
+async def create_app() -> web.Application:
     """The shop; the inventory comes along on a free port."""
     app = shop.create_app()
     app.cleanup_ctx.append(run_inventory)

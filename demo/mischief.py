@@ -45,7 +45,7 @@ async def stuck(request: web.Request) -> web.Response:
     catalogue = request.app[CATALOGUE]
     if not any(task.get_name() == "rebuild-catalogue" for task in asyncio.all_tasks()):
         spawn(rebuild(catalogue), name="rebuild-catalogue")
-        await asyncio.sleep(0)  # it takes the lock first
+    await asyncio.sleep(0)  # that task takes the lock first
     async with catalogue:
         return web.Response(text="The lock is free again.\n")
 

@@ -79,6 +79,8 @@ def test_every_option_is_checked(kind: Any, name: str) -> None:
         (Failures, {"shutdown_timeout": "10"}, TypeError, "takes a number of seconds, got '10' (str)"),
         (LoopWatch, {"threshold": -1}, ValueError, "takes a number of seconds above 0, got -1"),
         (LoopWatch, {"threshold": "0.1"}, TypeError, "takes a number of seconds, got '0.1' (str)"),
+        (Admin, {"token": " "}, ValueError, "takes a secret, got an empty one"),
+        (Admin, {"token": 7}, TypeError, "takes str or None, got 7 (int)"),
         (Admin, {"path": "_tasks"}, ValueError, "takes an absolute path, got '_tasks': write '/_tasks'"),
     ],
 )
@@ -190,12 +192,13 @@ def test_a_blank_variable_is_an_unset_one(
 
 def test_a_required_token_needs_somebody_who_keeps_it(registry: CollectorRegistry) -> None:
     app = web.Application()
-    with pytest.raises(ValueError, match=r"Metrics\(require_token=True\) needs admin=Admin\(token=\.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"Metrics\(require_token=True\) needs the token of admin=Admin\(token=\.\.\.\)"
+    ):
         setup_observability(app, metrics=Metrics(registry=registry, require_token=True), admin=None)
 
 
-def test_a_path_that_is_taken_is_told(registry: CollectorRegistry) -> None:
-    """Two of the package's own pages on one path."""
+def test_two_pages_on_one_path_are_told(registry: CollectorRegistry) -> None:
     app = web.Application()
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(ValueError, match=r"Metrics\(path=...\) and Admin\(path=...\) are both '/same'"):
         setup_observability(app, metrics=Metrics(registry=registry, path="/same"), admin=Admin(path="/same"))

@@ -199,7 +199,7 @@ async def test_an_application_whose_set_up_failed_can_be_set_up_again(registry: 
     metrics: Any = "yes"
     with pytest.raises(TypeError, match="metrics"):
         setup_observability(app, metrics=metrics)
-    with pytest.raises(ValueError, match=r"require_token=True\) needs admin=Admin"):
+    with pytest.raises(ValueError, match=r"require_token=True\) needs the token of admin=Admin"):
         setup_observability(app, metrics=Metrics(registry=registry, require_token=True), admin=None)
     setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
     async with serving(app) as service:

@@ -35,6 +35,7 @@ class Chain:
     ``frames``      the frame of each
     ``key``         code and instruction of each: equal for tasks that stand at the same places
     ``leaf``        the future that the innermost awaits, ``None`` if the task is ready
+    ``waits``       whether the task waits, for the future that it awaits itself
     ``own``         how many are the task's own: up to Python 3.11 ``wait_for`` runs what it
                     waits for in a task of its own, whose chain follows here as it does on
                     newer versions
@@ -42,7 +43,7 @@ class Chain:
     ``is_helper`` tells whether ``wait_for`` itself made a task.
     """
 
-    __slots__ = ("awaitables", "frames", "key", "leaf", "own")
+    __slots__ = ("awaitables", "frames", "key", "leaf", "own", "waits")
 
     def __init__(self, task: asyncio.Task[Any], is_helper: Callable[[asyncio.Task[Any]], bool]) -> None:
         self.awaitables: list[Any] = []
@@ -50,6 +51,7 @@ class Chain:
         places: list[int] = []
         self._follow(task.get_coro(), places)
         self.leaf: Any = getattr(task, "_fut_waiter", None)
+        self.waits = self.leaf is not None and not self.leaf.done()
         self.own = len(self.frames)
         if _WAIT_FOR_MAKES_A_TASK:
             self._follow_helpers(is_helper, places)

@@ -6,7 +6,7 @@ from types import CodeType, FrameType
 
 from .model import Frame
 
-__all__ = ["place_of", "stack_of"]
+__all__ = ["Places", "place_of", "stack_of"]
 
 
 def place_of(code: CodeType, lasti: int) -> Frame:
@@ -27,3 +27,18 @@ def stack_of(frame: FrameType | None) -> tuple[Frame, ...]:
         stack.append(place_of(frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(stack)
+
+
+class Places:
+    """`place_of` with a memory, as long as it lives, for many tasks that share a few places."""
+
+    def __init__(self) -> None:
+        # The code is kept too: its id is only its own as long as it lives.
+        self._known: dict[tuple[int, int], tuple[Frame, CodeType]] = {}
+
+    def of(self, code: CodeType, lasti: int) -> Frame:
+        """The place of the instruction at offset ``lasti``."""
+        known = self._known.get((id(code), lasti))
+        if known is None:
+            known = self._known[id(code), lasti] = place_of(code, lasti), code
+        return known[0]

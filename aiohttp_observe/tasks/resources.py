@@ -30,29 +30,34 @@ class _Meeting:
 
 
 class Meetings:
-    """The resources of one snapshot, gathered task by task, and the names of those tasks by id."""
+    """The resources of one snapshot, gathered task by task."""
 
     def __init__(self) -> None:
         self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
         self._waits: list[tuple[int, Reading]] = []
-        self.names: dict[int, str] = {}
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
 
     def note(self, task: asyncio.Task[Any], chain: Chain, stack: Stack, reading: Reading | None) -> None:
         """Take in what ``task`` holds and what it waits for."""
         waits_at = None if reading is None else reading.resource
         if stack.blocks:
-            for lock in _held_locks(chain, stack, waits_at):
-                holders = self._of(lock).holders
-                number = self._named(task)
-                if number not in holders[-1:]:
-                    holders.append(number)
+            self._note_held(task, _held_locks(chain, stack, waits_at))
+        if reading is None:
+            return
         if waits_at is not None and chain.own == len(chain.frames):
             meeting = self._of(waits_at)
-            meeting.waiters.append(self._named(task))
+            meeting.waiters.append(self._number(task))
             if meeting.place is None:
                 meeting.place = _asked_at(chain)
-        if reading is not None and not reading.timed and (waits_at is not None or reading.on):
-            self._waits.append((self._named(task), reading))
+        if not reading.timed and (waits_at is not None or reading.on):
+            self._waits.append((self._number(task), reading))
+
+    def _note_held(self, task: asyncio.Task[Any], locks: list[Any]) -> None:
+        for lock in locks:
+            holders = self._of(lock).holders
+            number = self._number(task)
+            if number not in holders[-1:]:
+                holders.append(number)
 
     def resources(self, limit: int) -> tuple[Resource, ...]:
         """Those that somebody waits at, the most wanted first, ``limit`` of them."""
@@ -68,23 +73,27 @@ class Meetings:
             for meeting in wanted[:limit]
         )
 
+    def name_of(self, number: int) -> str:
+        """The name of a task that holds or waits, by id."""
+        return self._tasks[number].get_name()
+
     def deadlocks(self) -> tuple[tuple[int, ...], ...]:
         """Cycles of task ids, each waiting for what the next one holds or does."""
         needs = {}
         for number, reading in self._waits:
             if reading.resource is None:
                 tasks = [number_of(future) for future in reading.on if _is_pending_task(future)]
-                needs[number] = Need(tasks, any_of=reading.kind == "wait")
+                needs[number] = Need(tasks, any_of=reading.any_of)
             else:
                 needs[number] = Need([number_of(reading.resource)], any_of=True)
         for meeting in self._known.values():
             if len(meeting.holders) >= _places_in(meeting.resource):
                 needs[number_of(meeting.resource)] = Need(meeting.holders, any_of=True)
-        return tuple(tuple(filter(self.names.get, cycle)) for cycle in cycles(needs))
+        return tuple(tuple(filter(self._tasks.get, cycle)) for cycle in cycles(needs))
 
-    def _named(self, task: asyncio.Task[Any]) -> int:
+    def _number(self, task: asyncio.Task[Any]) -> int:
         number = number_of(task)
-        self.names[number] = task.get_name()
+        self._tasks[number] = task
         return number
 
     def _of(self, resource: Any) -> _Meeting:

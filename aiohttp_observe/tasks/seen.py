@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from ..exchange import Exchange
-from .chain import await_chain, running_frames
+from .chain import Chain, running_frames
 from .model import Frame
 from .places import place_of
 from .resources import Meetings
@@ -49,16 +49,16 @@ class Look:
         """What ``task`` does.  Its loop may be running in another thread meanwhile; never raises."""
         exchange = exchange_of(task)
         age = age_of(task, self._now)
-        if task is self._running:
-            return Seen(
-                task, "running", _coro_of(task), self._running_frames(task), None, age, exchange, None
-            )
+        if task is self._running and (frames := self._running_frames(task)):
+            return Seen(task, "running", _coro_of(task), frames, None, age, exchange, None)
         try:
-            chain = await_chain(task, is_made_by_wait_for)
+            chain = Chain(task, is_made_by_wait_for)
             stack = self._stacks.of(chain)
-            waiter = getattr(task, "_fut_waiter", None)
-            reading = None if waiter is None or waiter.done() else read_wait(chain, stack)
-            self.meetings.note(task, chain, stack, reading)
+            reading = None
+            if chain.waits:
+                reading = read_wait(chain, stack)
+            if stack.blocks or (reading is not None and reading is not stack.reading):
+                self.meetings.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
             return Seen(task, "waiting", _coro_of(task), (), None, age, exchange, type(exc).__qualname__)
         coro = chain.awaitables[stack.start].__qualname__ if stack.start else _coro_of(task)

@@ -11,12 +11,11 @@ from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
 
-from ..exchange import Exchange
-from .model import CoroCount, LoopState, ProcessInfo, Served, Snapshot, Summary, TaskInfo, Wait
+from .model import CoroCount, LoopState, ProcessInfo, Snapshot, Summary, TaskInfo
+from .rows import Rows
 from .seen import Look, Seen
 from .selection import Selection
-from .stacks import Reading
-from .tracker import birth_of, is_adopted, number_of, operation_of
+from .tracker import number_of
 from .verdict import verdict
 
 __all__ = ["count_tasks", "find_task", "snapshot_without_blocking", "take_snapshot"]
@@ -112,9 +111,10 @@ class _Picture:
                 self._choose(seen)
             if number % _SLICE == 0:
                 yield
+        words = Rows()
         for number, (_, _, seen) in enumerate(self._best(), 1):
             if not seen.task.done():
-                self._rows.append(_row(seen))
+                self._rows.append(words.row(seen))
             if number % _SLICE == 0:
                 yield
 
@@ -130,7 +130,7 @@ class _Picture:
             tasks=tuple(self._rows),
             resources=resources,
             deadlocks=deadlocks,
-            verdict=verdict(self._loop_state, resources, deadlocks, meetings.names),
+            verdict=verdict(self._loop_state, resources, deadlocks, meetings.name_of),
             truncated=max(0, self._tally.total - self._selection.limit),
         )
 
@@ -169,7 +169,10 @@ class _Tally:
             total=self.total,
             by_state=dict(self._by_state),
             waiting=dict(self._waiting.most_common()),
-            by_coro=tuple(CoroCount(coro, count, _rounded(oldest)) for coro, (count, oldest) in by_coro),
+            by_coro=tuple(
+                CoroCount(coro, count, None if oldest is None else round(oldest, 6))
+                for coro, (count, oldest) in by_coro
+            ),
         )
 
 
@@ -195,63 +198,6 @@ def _seen(look: Look, tasks: list[asyncio.Task[Any]]) -> Iterator[Seen]:
         task = tasks.pop()
         if not task.done():
             yield look.at(task)
-
-
-def _row(seen: Seen) -> TaskInfo:
-    task, exchange = seen.task, seen.exchange
-    birth = birth_of(task)
-    creator = None if birth is None or birth.creator is None else number_of(birth.creator)
-    return TaskInfo(
-        id=number_of(task),
-        name=task.get_name(),
-        coro=seen.coro,
-        state=seen.state,
-        wait=None if seen.reading is None else _wait(seen.reading),
-        frames=seen.frames,
-        age_seconds=_rounded(seen.age),
-        created_at_frame=None if birth is None else birth.place,
-        created_by=creator,
-        operation=operation_of(task),
-        request=None if exchange is None else Served(exchange.request_id, exchange.method, exchange.route),
-        trace_id=None if exchange is None else exchange.trace_id,
-        orphan=_is_orphan(task, exchange),
-        warnings=tuple(_warnings(seen)),
-    )
-
-
-def _wait(reading: Reading) -> Wait:
-    return Wait(
-        reading.kind,
-        reading.detail,
-        tuple(number_of(f) for f in reading.on if isinstance(f, asyncio.Task) and not f.done()),
-        None if reading.resource is None else number_of(reading.resource),
-    )
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
-
-
-def _is_orphan(task: asyncio.Task[Any], exchange: Exchange | None) -> bool:
-    """Whether its request has finished, unless it is the request's own or spawned and so supervised."""
-    if exchange is None or exchange.duration is None or is_adopted(task):
-        return False
-    return task not in exchange.scope.background
-
-
-def _warnings(seen: Seen) -> Iterator[str]:
-    """What is odd, with the evidence."""
-    if seen.failure is not None:
-        yield f"not fully examined: {seen.failure}"
-    task, exchange = seen.task, seen.exchange
-    if exchange is not None and _is_orphan(task, exchange):
-        ago = perf_counter() - exchange.started - (exchange.duration or 0.0)
-        yield f"its request {exchange.request_id} finished {ago:.1f} s ago"
-    cancelling = getattr(task, "cancelling", None)  # from Python 3.11
-    if cancelling is not None and (times := cancelling()):
-        yield (
-            f"asked {times} times to cancel and still here" if times > 1 else "asked to cancel and still here"
-        )
 
 
 def _process(loop: asyncio.AbstractEventLoop) -> ProcessInfo:

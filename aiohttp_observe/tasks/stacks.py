@@ -25,9 +25,10 @@ class Stack:
     ``marks``   the links that say something about the wait, outermost first; those without a
                 rule are in an ``async with`` block, which may be a timeout
     ``blocks``  the links that are in an ``async with`` block or iterate over an async generator
+    ``phrase``, ``reading``  what the marks say, if it is the same for every task here
     """
 
-    __slots__ = ("_codes", "blocks", "frames", "marks", "start")
+    __slots__ = ("_codes", "blocks", "frames", "marks", "phrase", "reading", "start")
 
     def __init__(self, chain: Chain, depth: int) -> None:
         number = len(chain.frames)
@@ -46,6 +47,8 @@ class Stack:
                 self.blocks.append(index)
                 if rule is None or type(awaitable) is AsyncGeneratorType:
                     self.marks.append((index, None))  # within a rule's function it is its own affair
+        self.phrase = _fixed_phrase(chain, self.marks)
+        self.reading = _constant(self.phrase)
 
 
 def _package(chain: Chain, index: int) -> str:
@@ -112,22 +115,87 @@ class Reading(NamedTuple):
 
     kind: str
     detail: str
-    on: Sequence[Any] = ()
-    resource: Any = None
-    any_of: bool = False
-    timed: bool = False
+    on: Sequence[Any]
+    resource: Any
+    any_of: bool
+    timed: bool
 
 
-_ENDS_BY_ITSELF = ("sleep", "timeout", "wait_for")
+class _Phrase(NamedTuple):
+    """What the rules of a chain say, all but the objects they lead to.
+
+    The outermost rule, or ``async with asyncio.timeout()`` block, gives the kind; all of them
+    from there on, down to a final one, begin the detail.
+    """
+
+    rules: Sequence[tuple[int, Rule]]
+    kind: str | None
+    words: str
+    final: bool
+    any_of: bool
+    timed: bool
+
+
+def _phrase(rules: Sequence[tuple[int, Rule]], chain: Chain) -> _Phrase:
+    words = (rule.about(chain.awaitables[i], rule.label) if rule.about else rule.label for i, rule in rules)
+    kinds = [rule.kind for _, rule in rules]
+    return _Phrase(
+        rules,
+        kind=kinds[0] if kinds else None,
+        words=" → ".join(words),
+        final=bool(rules) and rules[-1][1].final,
+        any_of="wait" in kinds,
+        timed="timeout" in kinds or "wait_for" in kinds,
+    )
+
+
+def _fixed_phrase(chain: Chain, marks: Sequence[tuple[int, Rule | None]]) -> _Phrase | None:
+    """The phrase if it is the same for every task at these places."""
+    rules = [(index, rule) for index, rule in marks if rule is not None]
+    if len(rules) < len(marks) or any(rule.idle or rule.about for _, rule in rules):
+        return None
+    return _phrase(rules, chain)
+
+
+def _phrase_of(chain: Chain, stack: Stack) -> _Phrase:
+    """The phrase for this very task, where an ``async with`` block may or may not be a timeout."""
+    rules = []
+    for index, rule in stack.marks:
+        if rule is None:
+            if _has_timeout(chain.awaitables[index]):
+                rules.append((index, TIMEOUT))
+        elif not rule.idle or (index == len(chain.frames) - 1 and awaited(chain.leaf).kind == "future"):
+            rules.append((index, rule))
+    return _phrase(rules, chain)
 
 
 def read_wait(chain: Chain, stack: Stack) -> Reading:
-    """What a waiting task waits for.
-
-    The outermost rule, or ``async with asyncio.timeout()`` block, gives the kind; all of them
-    from there on, down to a final one or to the future at the end, are the detail.
-    """
+    """What a waiting task waits for."""
     if stack.reading is not None:
         return stack.reading
-    rules = list(_holding(chain, stack.marks))
-    words = [rule.label if rule.about is None else rule.about(chain.awaitables[i], rule.label) for i, rule in rules]
+    phrase = stack.phrase or _phrase_of(chain, stack)
+    on: Sequence[Any] = ()
+    resource = None
+    for index, rule in phrase.rules:
+        if rule.awaits is not None:
+            on = on or tuple(rule.awaits(chain.awaitables, index))
+        if rule.resource is not None:
+            resource = _local(chain.awaitables[index], rule.resource)
+    if phrase.final and phrase.kind is not None:
+        return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, phrase.timed)
+    leaf = awaited(chain.leaf)
+    words = f"{phrase.words} → {leaf.detail}" if phrase.words else leaf.detail
+    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, phrase.any_of, phrase.timed)
+
+
+def _constant(phrase: _Phrase | None) -> Reading | None:
+    """The reading if even that is the same for every task."""
+    if phrase is None or phrase.kind is None or not phrase.final:
+        return None
+    if any(rule.awaits or rule.resource for _, rule in phrase.rules):
+        return None
+    return Reading(phrase.kind, phrase.words, (), None, phrase.any_of, phrase.timed)
+
+
+def _local(awaitable: Any, kind: type) -> Any:
+    return next((held for held in held_by(awaitable) if isinstance(held, kind)), None)

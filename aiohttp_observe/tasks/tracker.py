@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
+from types import CodeType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -38,8 +39,8 @@ __all__ = [
 TaskFactory = Callable[..., Any]
 
 _WAIT_FOR = asyncio.wait_for.__code__
-_RUNS_THE_LOOP = ("asyncio.events", "asyncio.runners")
-"""Modules between the code that made a task and the code that started the loop."""
+_RUNS_THE_LOOP = (asyncio.events.__file__, asyncio.runners.__file__)
+"""Files between the code that made a task and the code that started the loop."""
 
 _numbers = itertools.count(1)
 
@@ -178,7 +179,7 @@ if (3, 13) <= sys.version_info < (3, 13, 3):
 
     _Task.__name__ = "Task"  # asyncio's messages tell the class
 else:
-    _Task = asyncio.Task
+    _Task = asyncio.Task[Any]
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
@@ -200,24 +201,25 @@ def _files_inside() -> frozenset[str]:
     return frozenset(
         file
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in ("asyncio", ours) and name not in _RUNS_THE_LOOP
-        if (file := getattr(module, "__file__", None)) is not None
+        if name.partition(".")[0] in ("asyncio", ours)
+        and (file := getattr(module, "__file__", None)) not in (None, *_RUNS_THE_LOOP)
     )
 
 
-def birth_of(task: asyncio.Future[Any]) -> Birth | None:
-    """How ``task`` came about, ``None`` if it was made while its loop was not tracked."""
+def birth_of(
+    task: asyncio.Future[Any], place_of: Callable[[CodeType, int], Frame] = place_of
+) -> Birth | None:
+    """How ``task`` came about, ``None`` if it was made while its loop was not tracked.
+
+    ``place_of`` may remember places, for who asks about many tasks.
+    """
     born = getattr(task, "_observe_birth", None)
     if born is None:
         return None
     created, code, lasti, via, creator, exchange = born
-    if code.co_filename in _loop_files():  # a callback of asyncio's own made it
+    if code.co_filename in _RUNS_THE_LOOP:  # a callback of asyncio's own made it
         code, lasti = via, -1
     return Birth(created, place_of(code, lasti), creator and creator(), exchange)
-
-
-def _loop_files() -> tuple[str | None, ...]:
-    return tuple(sys.modules[name].__file__ for name in _RUNS_THE_LOOP)
 
 
 def age_of(task: asyncio.Future[Any], now: float) -> float | None:

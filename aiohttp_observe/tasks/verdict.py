@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 
 from .model import Blocked, LoopState, Resource
@@ -17,13 +17,13 @@ def verdict(
     loop: LoopState,
     resources: Sequence[Resource],
     deadlocks: Sequence[Sequence[int]],
-    names: Mapping[int, str],
+    name_of: Callable[[int], str],
 ) -> tuple[str, ...]:
-    """The sentences; ``names`` are those of the tasks that hold or wait, by id."""
+    """The sentences; ``name_of`` gives the name of a task that holds or waits, by id."""
     return (
         *_blocked(loop.blocked_now),
-        *(_deadlock(cycle, names) for cycle in deadlocks),
-        *(_crowd(resource, names) for resource in resources if _is_crowded(resource)),
+        *(_deadlock(cycle, name_of) for cycle in deadlocks),
+        *(_crowd(resource, name_of) for resource in resources if _is_crowded(resource)),
     )
 
 
@@ -34,15 +34,15 @@ def _blocked(blocked: Blocked | None) -> Iterator[str]:
         yield f"the loop has been blocked for {blocked.seconds:.1f} s{place}{request}"
 
 
-def _deadlock(cycle: Sequence[int], names: Mapping[int, str]) -> str:
-    return "deadlock: " + " → ".join(names.get(task, f"task {task}") for task in (*cycle, cycle[0]))
+def _deadlock(cycle: Sequence[int], name_of: Callable[[int], str]) -> str:
+    return "deadlock: " + " → ".join(name_of(task) for task in (*cycle, cycle[0]))
 
 
 def _is_crowded(resource: Resource) -> bool:
     return resource.type in ("Lock", "Semaphore", "BoundedSemaphore") and len(resource.waiters) >= _CROWD
 
 
-def _crowd(resource: Resource, names: Mapping[int, str]) -> str:
-    holders = ", ".join(names.get(task, f"task {task}") for task in resource.holders[:3])
+def _crowd(resource: Resource, name_of: Callable[[int], str]) -> str:
+    holders = ", ".join(name_of(task) for task in resource.holders[:3])
     held = f", held by {holders}" if holders else ""
     return f"{len(resource.waiters)} tasks wait for {resource.type} ({resource.detail}){held}"

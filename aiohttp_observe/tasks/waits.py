@@ -37,7 +37,7 @@ class Rule(NamedTuple):
     idle: bool = False
     awaits: Callable[[Sequence[Any], int], Iterable[Any]] | None = None
     resource: type | None = None
-    about: Callable[[Any], str] | None = None
+    about: Callable[[Any, str], str] | None = None
 
 
 def register_wait_kind(kind: str, *functions: str | Callable[..., Any]) -> None:
@@ -108,12 +108,12 @@ def is_timeout(manager: Any) -> bool:
     )
 
 
-def _pooled_host(wait: Any) -> str:
-    """The host that a connection of aiohttp's pool is wanted for."""
+def _pooled_host(wait: Any, label: str) -> str:
+    """Adds the host that a connection of aiohttp's pool is wanted for."""
     for held in held_by(wait):
         if type(held).__name__ == "ConnectionKey":
-            return f" to {held.host}"
-    return ""
+            return f"{label} to {held.host}"
+    return label
 
 
 TIMEOUT = Rule("timeout", "timeout", final=False)

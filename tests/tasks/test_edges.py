@@ -40,7 +40,10 @@ async def shielded_gather(tasks: Tasks) -> None:
 
 @pytest.mark.parametrize("awaiting", [gather, wait, as_completed, gather_within_a_limit, shielded_gather])
 async def test_a_task_waits_for_several(awaiting: Awaiting) -> None:
-    async with suspended(asyncio.sleep(60), asyncio.sleep(60)) as tasks, suspended(awaiting(tasks)) as (task,):
+    async with (
+        suspended(asyncio.sleep(60), asyncio.sleep(60)) as tasks,
+        suspended(awaiting(tasks)) as (task,),
+    ):
         wait = info_of(task).wait
         assert wait is not None
         assert sorted(wait.on) == sorted(map(number_of, tasks))

@@ -1,0 +1,90 @@
+"""From a task as seen to its row in the picture."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+from ..exchange import Exchange
+from .model import Served, TaskInfo, Wait
+from .places import Places
+from .seen import Seen
+from .stacks import Reading
+from .tracker import birth_of, is_adopted, number_of, operation_of
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """Words the tasks of one snapshot, of which many share a place, a wait or a request."""
+
+    def __init__(self) -> None:
+        self._places = Places()
+        self._requests: dict[Exchange, tuple[Served, str | None]] = {}
+        self._waits: dict[int, tuple[Wait, Reading]] = {}
+
+    def row(self, seen: Seen) -> TaskInfo:
+        """What a snapshot says of the task."""
+        task, exchange, reading = seen.task, seen.exchange, seen.reading
+        birth = birth_of(task, self._places.of)
+        creator = None if birth is None else birth.creator
+        request, trace_id = (None, None) if exchange is None else self._request(exchange)
+        orphan = exchange is not None and _is_orphan(task, exchange)
+        return TaskInfo(
+            number_of(task),
+            task.get_name(),
+            seen.coro,
+            seen.state,
+            None if reading is None else self._wait(reading),
+            seen.frames,
+            None if seen.age is None else round(seen.age, 6),
+            None if birth is None else birth.place,
+            None if creator is None else number_of(creator),
+            operation_of(task),
+            request,
+            trace_id,
+            orphan,
+            tuple(_warnings(seen, orphan)),
+        )
+
+    def _request(self, exchange: Exchange) -> tuple[Served, str | None]:
+        known = self._requests.get(exchange)
+        if known is None:
+            served = Served(exchange.request_id, exchange.method, exchange.route)
+            known = self._requests[exchange] = served, exchange.trace_id
+        return known
+
+    def _wait(self, reading: Reading) -> Wait:
+        known = self._waits.get(id(reading))  # kept below, so that its id stays its own
+        if known is None:
+            resource = None if reading.resource is None else number_of(reading.resource)
+            wait = Wait(reading.kind, reading.detail, tuple(_task_numbers(reading.on)), resource)
+            known = self._waits[id(reading)] = wait, reading
+        return known[0]
+
+
+def _task_numbers(futures: Any) -> Iterator[int]:
+    """The ids of those that are tasks and still at it."""
+    for future in futures:
+        if isinstance(future, asyncio.Task) and not future.done():
+            yield number_of(future)
+
+
+def _is_orphan(task: asyncio.Task[Any], exchange: Exchange) -> bool:
+    """Whether its request has finished, unless it is the request's own, or spawned and so supervised."""
+    return exchange.duration is not None and not is_adopted(task) and task not in exchange.scope.background
+
+
+def _warnings(seen: Seen, orphan: bool) -> Iterator[str]:
+    """What is odd, with the evidence."""
+    exchange = seen.exchange
+    if seen.failure is not None:
+        yield f"not fully examined: {seen.failure}"
+    if orphan and exchange is not None:
+        ago = perf_counter() - exchange.started - (exchange.duration or 0.0)
+        yield f"its request {exchange.request_id} finished {ago:.1f} s ago"
+    cancelling = getattr(seen.task, "cancelling", None)  # from Python 3.11
+    if cancelling is not None and cancelling():
+        yield "asked to cancel and still here"

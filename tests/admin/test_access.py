@@ -1,0 +1,401 @@
+"""Who may look at the admin pages: every door tried, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, unused_port
+from prometheus_client import CollectorRegistry
+
+from aiohttp_observe import Admin, Metrics, setup_observability
+from tests.real import require
+
+TOKEN = "correct horse battery staple"
+SECRET = "the-secret-handler"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+Serve = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
+
+
+def application(admin: Admin, **metrics: bool) -> web.Application:
+    app = web.Application()
+    setup_observability(app, admin=admin, metrics=Metrics(registry=CollectorRegistry(), **metrics))
+
+    async def handler(request: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    handler.__qualname__ = SECRET
+    app.router.add_get(f"/{SECRET}", handler)
+    return app
+
+
+@asynccontextmanager
+async def client_of(app: web.Application) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+@pytest.fixture
+async def open_to_this_machine() -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    async with client_of(application(Admin())) as client:
+        yield client
+
+
+@pytest.fixture
+async def behind_a_token() -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    async with client_of(application(Admin(token=TOKEN))) as client:
+        yield client
+
+
+async def raw(port: int, request: str) -> str:
+    """What comes back for exactly these bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request.replace("\n", "\r\n").encode())
+    try:
+        return (await asyncio.wait_for(reader.read(), 5)).decode()
+    finally:
+        writer.close()
+
+
+async def refused(response: aiohttp.ClientResponse, status: int) -> None:
+    text = await response.text()
+    assert response.status == status
+    assert SECRET not in text
+    assert "taken_at" not in text
+
+
+async def test_without_a_token_this_machine_may_look(
+    open_to_this_machine: TestClient[web.Request, web.Application],
+) -> None:
+    response = await open_to_this_machine.get("/_tasks")
+    assert response.status == 200
+    assert (await response.json())["process"]["pid"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8080", "127.0.0.1", "127.1.2.3:1", "[::1]:80", "LOCALHOST"]
+)
+async def test_without_a_token_the_host_may_be_a_loopback_name(
+    host: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    response = await open_to_this_machine.get("/_tasks", headers={"Host": host})
+    assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "localhost@evil.example",
+        "10.0.0.1",
+        "[::2]",
+        "localhost:80:80",
+        "",
+    ],
+)
+async def test_without_a_token_no_other_host_is_answered(
+    host: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    await refused(await open_to_this_machine.get("/_tasks", headers={"Host": host}), 403)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Forwarded-For",
+        "x-forwarded-for",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "X-Forwarded",
+        "Forwarded",
+        "Via",
+        "X-Real-IP",
+        "X-Client-IP",
+        "CF-Connecting-IP",
+    ],
+)
+@pytest.mark.parametrize("value", ["127.0.0.1", "", "for=127.0.0.1"])
+async def test_without_a_token_nothing_forwarded_is_answered(
+    header: str, value: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    await refused(await open_to_this_machine.get("/_tasks", headers={header: value}), 403)
+
+
+@pytest.mark.parametrize(
+    "request_", ["GET /_tasks HTTP/1.0\n\n", "GET /_tasks HTTP/1.1\nHost: localhost\nHost: evil.example\n\n"]
+)
+async def test_without_a_token_there_must_be_one_host(
+    request_: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    answer = await raw(open_to_this_machine.port or 0, request_.replace("\n\n", "\nConnection: close\n\n"))
+    assert answer.split()[1] in ("400", "403")
+    assert "taken_at" not in answer
+
+
+async def test_with_a_token_it_opens_from_anywhere(
+    behind_a_token: TestClient[web.Request, web.Application],
+) -> None:
+    headers = {**BEARER, "Host": "service.example", "X-Forwarded-For": "203.0.113.9"}
+    assert (await behind_a_token.get("/_tasks", headers=headers)).status == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "Bearer wrong",
+        "Bearer ",
+        "Bearer",
+        f"Basic {TOKEN}",
+        TOKEN,
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        "Bearer \xff",
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["/_tasks", "/_tasks/1", "/_tasks/static/page.js", "/_tasks/nowhere", "/_tasks/resources"]
+)
+async def test_with_a_token_a_wrong_one_opens_nothing(
+    authorization: str, path: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    response = await behind_a_token.get(path, headers={"Authorization": authorization})
+    await refused(response, 401)
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+async def test_with_a_token_being_local_opens_nothing(
+    behind_a_token: TestClient[web.Request, web.Application],
+) -> None:
+    await refused(await behind_a_token.get("/_tasks"), 401)
+
+
+@pytest.mark.parametrize(
+    "query", [f"token={TOKEN}", f"access_token={TOKEN}", f"Authorization=Bearer {TOKEN}"]
+)
+async def test_a_token_in_the_url_is_no_token(
+    query: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    await refused(await behind_a_token.get(f"/_tasks?{query}"), 401)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//_tasks", "/_tasks/", "/%5ftasks", "/x/../_tasks", "/_TASKS", "/_tasks/../_tasks", "/_tasks%2f1"],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "TRACE"])
+async def test_no_path_or_method_goes_around_the_gate(
+    path: str, method: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    answer = await raw(
+        behind_a_token.port or 0, f"{method} {path} HTTP/1.1\nHost: localhost\nConnection: close\n\n"
+    )
+    assert answer.split()[1] in ("401", "403", "404", "405")
+    assert "taken_at" not in answer
+
+
+async def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_TOKEN", TOKEN)
+    async with client_of(application(Admin())) as client:
+        await refused(await client.get("/_tasks"), 401)
+        assert (await client.get("/_tasks", headers=BEARER)).status == 200
+    async with client_of(application(Admin(token="another"))) as client:
+        await refused(await client.get("/_tasks", headers=BEARER), 401)
+
+
+async def test_the_metrics_can_require_the_token() -> None:
+    async with client_of(application(Admin(token=TOKEN), require_token=True)) as client:
+        await refused(await client.get("/metrics"), 401)
+        assert (await client.get("/metrics", headers=BEARER)).status == 200
+
+
+def test_a_description_does_not_show_its_token() -> None:
+    assert TOKEN not in repr(Admin(token=TOKEN))
+
+
+@pytest.mark.parametrize("token", ["", "  "])
+def test_an_empty_token_is_refused_at_set_up(token: str) -> None:
+    with pytest.raises(ValueError, match="token"):
+        Admin(token=token)
+
+
+async def test_a_browser_logs_in_without_the_token_in_a_url(
+    behind_a_token: TestClient[web.Request, web.Application],
+) -> None:
+    form = await behind_a_token.get("/_tasks", headers={"Accept": "text/html"})
+    assert form.status == 401
+    assert 'type="password"' in await form.text()
+    page = await behind_a_token.post("/_tasks/login", data={"token": TOKEN}, headers={"Accept": "text/html"})
+    assert page.status == 200
+    assert [(step.status, step.headers["Location"]) for step in page.history] == [(303, "/_tasks")]
+    cookie = page.history[0].headers["Set-Cookie"]
+    assert TOKEN not in cookie
+    assert {"HttpOnly", "SameSite=Strict", "Path=/_tasks"} <= set(cookie.split("; "))
+    assert (await (await behind_a_token.get("/_tasks?format=json")).json())["tasks"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "null"},
+    ],
+)
+async def test_another_site_cannot_log_a_browser_in(
+    headers: dict[str, str], behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    response = await behind_a_token.post("/_tasks/login", data={"token": TOKEN}, headers=headers)
+    await refused(response, 403)
+    assert "Set-Cookie" not in response.headers
+
+
+async def test_a_wrong_token_does_not_log_in(
+    behind_a_token: TestClient[web.Request, web.Application],
+) -> None:
+    response = await behind_a_token.post("/_tasks/login", data={"token": "wrong"})
+    await refused(response, 401)
+    assert "Set-Cookie" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "cookie", ["", ".", "99999999999.", "99999999999.00", f"{TOKEN}", "9" * 5000, "²." + "0" * 64]
+)
+async def test_a_forged_session_opens_nothing(
+    cookie: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    headers = {"Cookie": f"aiohttp_observe_session={cookie}"}
+    await refused(await behind_a_token.get("/_tasks", headers=headers), 401)
+
+
+async def test_a_session_of_one_service_is_none_of_another(
+    behind_a_token: TestClient[web.Request, web.Application],
+) -> None:
+    page = await behind_a_token.post("/_tasks/login", data={"token": TOKEN}, allow_redirects=False)
+    cookie = page.cookies["aiohttp_observe_session"].value
+    async with client_of(application(Admin(token=TOKEN))) as other:
+        headers = {"Cookie": f"aiohttp_observe_session={cookie}"}
+        await refused(await other.get("/_tasks", headers=headers), 401)
+
+
+@pytest.mark.parametrize(
+    "path", ["/_tasks", "/_tasks?format=json", "/_tasks/static/page.js", "/_tasks/nothing", "/_tasks/999999"]
+)
+async def test_every_answer_keeps_to_itself(
+    path: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    response = await open_to_this_machine.get(path)
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def plain_proxy(target: int) -> web.Application:
+    """A reverse proxy that tells nothing of itself but leaves the Host as its client sent it."""
+    app = web.Application()
+
+    async def forward(request: web.Request) -> web.Response:
+        headers = {"Host": request.headers["Host"]}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{target}{request.path_qs}", headers=headers) as response,
+        ):
+            return web.Response(status=response.status, body=await response.read())
+
+    app.router.add_get("/{path:.*}", forward)
+    return app
+
+
+async def test_a_silent_proxy_on_this_machine_opens_nothing(
+    open_to_this_machine: TestClient[web.Request, web.Application],
+) -> None:
+    async with client_of(await plain_proxy(open_to_this_machine.port or 0)) as proxy:
+        await refused(await proxy.get("/_tasks", headers={"Host": "www.service.example"}), 403)
+
+
+NGINX = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr crit;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://127.0.0.1:{target};
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        }}
+    }}
+}}
+"""
+
+
+async def test_nginx_on_this_machine_opens_nothing(
+    tmp_path: Path, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    nginx = require("nginx")
+    port = unused_port()
+    config = tmp_path / "nginx.conf"
+    config.write_text(NGINX.format(folder=tmp_path, port=port, target=open_to_this_machine.port))
+    process = await asyncio.create_subprocess_exec(nginx, "-c", config, "-p", tmp_path)
+    try:
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{port}/_tasks"
+            await answering(session, f"http://127.0.0.1:{port}/metrics")
+            await refused(await session.get(url), 403)
+            await refused(await session.get(url, headers={"Host": "localhost"}), 403)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def answering(session: aiohttp.ClientSession, url: str) -> None:
+    for _ in range(100):
+        try:
+            async with session.get(url):
+                return
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(0.05)
+    pytest.fail(f"{url} does not answer")
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("limit=x", "limit"),
+        ("limit=-1", "limit"),
+        ("frames=1e9", "frames"),
+        ("min_age=soon", "min_age"),
+        ("state=odd", "state"),
+        ("sort=beauty", "sort"),
+        ("limit=99999999999999", "frames"),
+    ],
+)
+async def test_a_filter_that_cannot_be_is_named(
+    query: str, named: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    response = await open_to_this_machine.get(f"/_tasks?{query}")
+    assert response.status == 400
+    assert named in (await response.json())["error"]
+
+
+async def test_one_task_is_shown_by_its_number(
+    open_to_this_machine: TestClient[web.Request, web.Application],
+) -> None:
+    tasks = (await (await open_to_this_machine.get("/_tasks")).json())["tasks"]
+    response = await open_to_this_machine.get(f"/_tasks/{tasks[0]['id']}")
+    assert json.loads(await response.text())["id"] == tasks[0]["id"]
+    assert (await open_to_this_machine.get("/_tasks/999999")).status == 404
