@@ -277,9 +277,7 @@ class _Call:
     def on_dns_resolvehost_end(self, session: aiohttp.ClientSession, params: Any) -> None:
         self._dns_seconds = self._end_phase("dns")
 
-    async def _tell_official(
-        self, signal: Any, session: aiohttp.ClientSession, params: Any
-    ) -> None:
+    async def _tell_official(self, signal: Any, session: aiohttp.ClientSession, params: Any) -> None:
         handler: Callable[..., Awaitable[None]]
         for handler in signal:
             await handler(session, self._official_call, params)

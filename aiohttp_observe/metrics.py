@@ -253,9 +253,7 @@ class Instruments:
         self._task_outcomes = Counter(
             "asyncio_task_outcomes", "Spawned tasks by how they ended", ["name", "outcome"], registry=registry
         )
-        self._unhandled = Counter(
-            "asyncio_unhandled", "Failures nobody handled", ["kind"], registry=registry
-        )
+        self._unhandled = Counter("asyncio_unhandled", "Failures nobody handled", ["kind"], registry=registry)
         self._lag = Histogram(
             "asyncio_loop_lag_seconds",
             "How late the event loop ran a timer",

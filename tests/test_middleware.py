@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from aiohttp_observe import (
     current_exchange,
     request_id,
     setup_observability,
+    take_snapshot,
 )
 from tests.service import Service, Witness, serving, until
 
@@ -774,3 +776,20 @@ async def test_a_request_that_is_being_served_is_in_flight(
         await asking
         await witness.next()
         assert in_flight == {}
+
+
+async def test_the_task_that_serves_a_request_is_known_as_its(registry: CollectorRegistry) -> None:
+    async def look(request: web.Request) -> web.Response:
+        (task,) = [task for task in take_snapshot().tasks if task.request is not None]
+        return web.json_response([task.request.id, task.request.route, task.trace_id == trace_id()])
+
+    def trace_id() -> str | None:
+        exchange = current_exchange()
+        return None if exchange is None else exchange.trace_id
+
+    app = web.Application()
+    app.router.add_get("/look", look)
+    setup_observability(app, metrics=Metrics(registry=registry))
+    async with serving(app) as service:
+        answer = await service.get("/look", headers={"X-Request-ID": "mine"})
+    assert json.loads(answer.text) == ["mine", "/look", True]

@@ -132,9 +132,7 @@ def message_of(record: logging.LogRecord) -> str:
     try:
         return _clip(record.getMessage(), _LONGEST_TEXT)
     except Exception as exc:
-        return _clip(
-            f"{_text(record.msg)} [arguments don't fit: {type(exc).__name__}]", _LONGEST_TEXT
-        )
+        return _clip(f"{_text(record.msg)} [arguments don't fit: {type(exc).__name__}]", _LONGEST_TEXT)
 
 
 def exception_of(record: logging.LogRecord) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from .model import Snapshot, TaskInfo
+from .model import Snapshot, TaskInfo, Wait
 
 __all__ = ["json_pieces", "to_dict", "to_json"]
 
@@ -57,24 +57,41 @@ class _Shared:
         self._known: dict[int, str] = {}
 
     def text(self, value: Any) -> str:
-        """``value`` as JSON: a dataclass, or a tuple of frames."""
-        if value is None:
-            return "null"
-        text = self._known.get(id(value))
-        if text is None:
+        """``value`` as JSON: a dataclass, or a tuple of them."""
+        known = self._known.get(id(value))
+        if known is None:
             plain = [asdict(item) for item in value] if isinstance(value, tuple) else asdict(value)
-            text = self._known[id(value)] = _encode(plain)
-        return text
+            known = self._known[id(value)] = _encode(plain)
+        return known
 
 
 def _task_text(task: TaskInfo, shared: Callable[[Any], str]) -> str:
-    """As the general encoder does, in a third of the time."""
-    age = "null" if task.age_seconds is None else task.age_seconds
+    """As the general encoder does, in a fraction of the time."""
     return (
         f'{{"id":{task.id},"name":{_quote(task.name)},"coro":{_quote(task.coro)},"state":"{task.state}",'
-        f'"wait":{shared(task.wait)},"frames":{shared(task.frames)},"age_seconds":{age},'
-        f'"created_at_frame":{shared(task.created_at_frame)},"created_by":{task.created_by or "null"},'
-        f'"operation":{_encode(task.operation)},"request":{shared(task.request)},'
-        f'"trace_id":{_encode(task.trace_id)},"orphan":{"true" if task.orphan else "false"},'
+        f'"wait":{_wait_text(task.wait)},"frames":{shared(task.frames)},'
+        f'"age_seconds":{_or_null(task.age_seconds)},'
+        f'"created_at_frame":{"null" if task.created_at_frame is None else shared(task.created_at_frame)},'
+        f'"created_by":{_or_null(task.created_by)},"operation":{_quoted_or_null(task.operation)},'
+        f'"request":{"null" if task.request is None else shared(task.request)},'
+        f'"trace_id":{_quoted_or_null(task.trace_id)},"orphan":{"true" if task.orphan else "false"},'
         f'"warnings":{_encode(task.warnings) if task.warnings else "[]"}}}'
     )
+
+
+def _wait_text(wait: Wait | None) -> str:
+    if wait is None:
+        return "null"
+    on = ",".join(map(str, wait.on))
+    return (
+        f'{{"kind":"{wait.kind}","detail":{_quote(wait.detail)},"on":[{on}],'
+        f'"resource":{_or_null(wait.resource)}}}'
+    )
+
+
+def _or_null(number: float | None) -> str:
+    return "null" if number is None else str(number)
+
+
+def _quoted_or_null(text: str | None) -> str:
+    return "null" if text is None else _quote(text)

@@ -25,7 +25,7 @@ class _Meeting:
     def __init__(self, resource: Any) -> None:
         self.resource = resource
         self.place: str | None = None
-        self.holders: list[int] = []
+        self.holders: dict[int, None] = {}  # in the order seen, each once
         self.waiters: list[int] = []
 
 
@@ -40,24 +40,20 @@ class Meetings:
     def note(self, task: asyncio.Task[Any], chain: Chain, stack: Stack, reading: Reading | None) -> None:
         """Take in what ``task`` holds and what it waits for."""
         waits_at = None if reading is None else reading.resource
+        number = number_of(task)
+        self._tasks[number] = task
         if stack.blocks:
-            self._note_held(task, _held_locks(chain, stack, waits_at))
+            for lock in _held_locks(chain, stack, waits_at):
+                self._of(lock).holders[number] = None
         if reading is None:
             return
         if waits_at is not None and chain.own == len(chain.frames):
             meeting = self._of(waits_at)
-            meeting.waiters.append(self._number(task))
+            meeting.waiters.append(number)
             if meeting.place is None:
                 meeting.place = _asked_at(chain)
         if not reading.timed and (waits_at is not None or reading.on):
-            self._waits.append((self._number(task), reading))
-
-    def _note_held(self, task: asyncio.Task[Any], locks: list[Any]) -> None:
-        for lock in locks:
-            holders = self._of(lock).holders
-            number = self._number(task)
-            if number not in holders[-1:]:
-                holders.append(number)
+            self._waits.append((number, reading))
 
     def resources(self, limit: int) -> tuple[Resource, ...]:
         """Those that somebody waits at, the most wanted first, ``limit`` of them."""
@@ -80,21 +76,16 @@ class Meetings:
     def deadlocks(self) -> tuple[tuple[int, ...], ...]:
         """Cycles of task ids, each waiting for what the next one holds or does."""
         needs = {}
+        held = {identity for identity, meeting in self._known.items() if _has_no_place(meeting)}
         for number, reading in self._waits:
             if reading.resource is None:
                 tasks = [number_of(future) for future in reading.on if _is_pending_task(future)]
                 needs[number] = Need(tasks, any_of=reading.any_of)
-            else:
+            elif id(reading.resource) in held:
                 needs[number] = Need([number_of(reading.resource)], any_of=True)
-        for meeting in self._known.values():
-            if len(meeting.holders) >= _places_in(meeting.resource):
-                needs[number_of(meeting.resource)] = Need(meeting.holders, any_of=True)
+        for meeting in map(self._known.__getitem__, held):
+            needs[number_of(meeting.resource)] = Need(list(meeting.holders), any_of=True)
         return tuple(tuple(filter(self._tasks.get, cycle)) for cycle in cycles(needs))
-
-    def _number(self, task: asyncio.Task[Any]) -> int:
-        number = number_of(task)
-        self._tasks[number] = task
-        return number
 
     def _of(self, resource: Any) -> _Meeting:
         meeting = self._known.get(id(resource))
@@ -104,33 +95,39 @@ class Meetings:
 
 
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:
-    """The locks and semaphores in whose ``async with`` blocks a task is, not just about to be."""
+    """The locks and semaphores in whose ``async with`` blocks a task is, and not just about to be."""
     locks = []
     for index in stack.blocks:
         if index < chain.own:
             for manager in entered_by(chain.awaitables[index]):
-                lock = manager._lock if isinstance(manager, asyncio.Condition) else manager  # type: ignore[attr-defined]
+                lock = _lock_of(manager)
                 if isinstance(lock, (asyncio.Lock, asyncio.Semaphore)):
                     locks.append(lock)
-    if isinstance(waits_at, asyncio.Condition):
-        waits_at = waits_at._lock  # type: ignore[attr-defined] - wait() has let go of it
-    elif chain.frames[-2:-1] and chain.frames[-2].f_code.co_name != "__aenter__":
-        return locks
-    for index in range(len(locks) - 1, -1, -1):
-        if locks[index] is waits_at:
-            del locks[index]
-            break
+    entering = chain.frames[-2:-1] and chain.frames[-2].f_code.co_name == "__aenter__"
+    if entering or isinstance(waits_at, asyncio.Condition):  # whose wait() has let go of the lock
+        _drop_last(locks, _lock_of(waits_at))
     return locks
+
+
+def _lock_of(manager: Any) -> Any:
+    return getattr(manager, "_lock", None) if isinstance(manager, asyncio.Condition) else manager
+
+
+def _drop_last(locks: list[Any], lock: Any) -> None:
+    for index in range(len(locks) - 1, -1, -1):
+        if locks[index] is lock:
+            del locks[index]
+            return
 
 
 def _is_pending_task(future: Any) -> bool:
     return isinstance(future, asyncio.Task) and not future.done()
 
 
-def _places_in(resource: Any) -> int:
-    """How many hold it at once, if that is known: while fewer are, somebody unseen may let go."""
-    places: int = getattr(resource, "_bound_value", 1)
-    return places
+def _has_no_place(meeting: _Meeting) -> bool:
+    """Whether only those seen inside can let somebody in: else somebody unseen may."""
+    places: int = getattr(meeting.resource, "_bound_value", 1)
+    return len(meeting.holders) >= places
 
 
 def _asked_at(chain: Chain) -> str | None:

@@ -40,6 +40,12 @@ class Selection:
         check_positive_int("take_snapshot(limit=...)", self.limit, "tasks")
         check_positive_int("take_snapshot(frames=...)", self.frames, "frames")
 
+    @property
+    def filters(self) -> bool:
+        """Whether any task may be left out but by the limit."""
+        wanted = (self.id, self.state, self.wait, self.coro, self.request_id, self.min_age)
+        return any(value is not None for value in wanted)
+
     def takes(self, seen: Seen) -> bool:
         """Whether a task passes the filters."""
         return (

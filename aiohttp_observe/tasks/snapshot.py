@@ -78,8 +78,10 @@ def count_tasks(loop: asyncio.AbstractEventLoop) -> list[tuple[str, str, int]]:
     """State, wait kind (``""`` if it doesn't wait) and number of the tasks of ``loop``, from any thread."""
     look = Look(loop, depth=1)
     counts: Counter[tuple[str, str]] = Counter()
-    for seen in _seen(look, _live_tasks(loop)):
-        counts[seen.state, "" if seen.reading is None else seen.reading.kind] += 1
+    for task in _live_tasks(loop):
+        if not task.done():
+            seen = look.at(task)
+            counts[seen.state, "" if seen.reading is None else seen.reading.kind] += 1
     return [(*labels, number) for labels, number in counts.items()]
 
 
@@ -98,6 +100,7 @@ class _Picture:
         self._loop = loop or _running_loop()
         self._loop_state = loop_state or LoopState()
         self._selection = selection
+        self._filtered = selection.filters
         self._look = Look(self._loop, selection.frames)
         self._tally = _Tally()
         self._chosen: list[tuple[tuple[Any, ...], int, Seen]] = []
@@ -106,17 +109,19 @@ class _Picture:
     def steps(self) -> Iterator[None]:
         """Do the work, pausing after every slice of it."""
         tasks = _live_tasks(self._loop)
-        for number, seen in enumerate(_seen(self._look, tasks), 1):
-            if self._selection.takes(seen):
-                self._choose(seen)
-            if number % _SLICE == 0:
-                yield
+        while tasks:
+            for task in tasks[-_SLICE:]:
+                if not task.done():
+                    self._choose(self._look.at(task))
+            del tasks[-_SLICE:]
+            yield
+        chosen = self._best()
         words = Rows()
-        for number, (_, _, seen) in enumerate(self._best(), 1):
-            if not seen.task.done():
-                self._rows.append(words.row(seen))
-            if number % _SLICE == 0:
-                yield
+        for start in range(0, len(chosen), _SLICE):
+            for _, _, seen in chosen[start : start + _SLICE]:
+                if not seen.task.done():
+                    self._rows.append(words.row(seen))
+            yield
 
     def snapshot(self) -> Snapshot:
         """The result."""
@@ -135,6 +140,8 @@ class _Picture:
         )
 
     def _choose(self, seen: Seen) -> None:
+        if self._filtered and not self._selection.takes(seen):
+            return
         self._tally.add(seen)
         self._chosen.append((self._selection.key(seen), self._tally.total, seen))
         if len(self._chosen) > 2 * self._selection.limit + _SLICE:
@@ -149,30 +156,36 @@ class _Tally:
 
     def __init__(self) -> None:
         self.total = 0
-        self._by_state: Counter[str] = Counter()
-        self._waiting: Counter[str] = Counter()
-        self._by_coro: dict[str, list[Any]] = {}
+        self._groups: dict[tuple[str, str | None, str], list[Any]] = {}
 
     def add(self, seen: Seen) -> None:
         self.total += 1
-        self._by_state[seen.state] += 1
-        if seen.reading is not None:
-            self._waiting[seen.reading.kind] += 1
-        entry = self._by_coro.setdefault(seen.coro, [0, None])
-        entry[0] += 1
-        if seen.age is not None and (entry[1] is None or seen.age > entry[1]):
-            entry[1] = seen.age
+        labels = seen.state, None if seen.reading is None else seen.reading.kind, seen.coro
+        group = self._groups.get(labels)
+        if group is None:
+            self._groups[labels] = [1, seen.age]
+        else:
+            group[0] += 1
+            if seen.age is not None and (group[1] is None or seen.age > group[1]):
+                group[1] = seen.age
 
     def summary(self) -> Summary:
-        by_coro = sorted(self._by_coro.items(), key=lambda item: -item[1][0])
+        by_state: Counter[str] = Counter()
+        waiting: Counter[str] = Counter()
+        by_coro: Counter[str] = Counter()
+        oldest: dict[str, float] = {}
+        for (state, kind, coro), (count, age) in self._groups.items():
+            by_state[state] += count
+            by_coro[coro] += count
+            if kind is not None:
+                waiting[kind] += count
+            if age is not None:
+                oldest[coro] = max(round(age, 6), oldest.get(coro, 0.0))
         return Summary(
             total=self.total,
-            by_state=dict(self._by_state),
-            waiting=dict(self._waiting.most_common()),
-            by_coro=tuple(
-                CoroCount(coro, count, None if oldest is None else round(oldest, 6))
-                for coro, (count, oldest) in by_coro
-            ),
+            by_state=dict(by_state),
+            waiting=dict(waiting.most_common()),
+            by_coro=tuple(CoroCount(coro, n, oldest.get(coro)) for coro, n in by_coro.most_common()),
         )
 
 
@@ -190,14 +203,6 @@ def _live_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
             return list(asyncio.all_tasks(loop))
         except RuntimeError:
             continue
-
-
-def _seen(look: Look, tasks: list[asyncio.Task[Any]]) -> Iterator[Seen]:
-    """Look at each task that still lives, letting go of it."""
-    while tasks:
-        task = tasks.pop()
-        if not task.done():
-            yield look.at(task)
 
 
 def _process(loop: asyncio.AbstractEventLoop) -> ProcessInfo:

@@ -43,10 +43,12 @@ class Stack:
                 self.marks.append((index, rule))
                 if rule.final and not rule.idle:
                     break
-            if any(_is_block(held) for held in held_by(awaitable)):
+            held = held_by(awaitable)
+            in_block = any(map(_is_exit, held))
+            if in_block or any(type(each) is AsyncGeneratorType for each in held):
                 self.blocks.append(index)
-                if rule is None or type(awaitable) is AsyncGeneratorType:
-                    self.marks.append((index, None))  # within a rule's function it is its own affair
+            if in_block and (rule is None or type(awaitable) is AsyncGeneratorType):
+                self.marks.append((index, None))  # within a rule's function it is its own affair
         self.phrase = _fixed_phrase(chain, self.marks)
         self.reading = _constant(self.phrase)
 
@@ -70,8 +72,8 @@ class Stacks:
         return stack
 
 
-def _is_block(held: Any) -> bool:
-    return (type(held) is MethodType and held.__name__ == "__aexit__") or type(held) is AsyncGeneratorType
+def _is_exit(held: Any) -> bool:
+    return type(held) is MethodType and held.__name__ == "__aexit__"
 
 
 def entered_by(awaitable: Any, depth: int = 8) -> Iterator[Any]:
@@ -85,7 +87,7 @@ def entered_by(awaitable: Any, depth: int = 8) -> Iterator[Any]:
         if type(held) is AsyncGeneratorType:
             if depth:
                 yield from entered_by(held, depth - 1)
-        elif _is_block(held):
+        elif _is_exit(held):
             yield from _expanded(held.__self__, depth)
 
 
@@ -101,8 +103,7 @@ def _expanded(manager: Any, depth: int) -> Iterator[Any]:
 
 
 def _has_timeout(awaitable: Any) -> bool:
-    blocks = (held for held in held_by(awaitable) if type(held) is MethodType)
-    return any(is_timeout(block.__self__) for block in blocks if block.__name__ == "__aexit__")
+    return any(is_timeout(held.__self__) for held in held_by(awaitable) if _is_exit(held))
 
 
 class Reading(NamedTuple):
@@ -198,4 +199,7 @@ def _constant(phrase: _Phrase | None) -> Reading | None:
 
 
 def _local(awaitable: Any, kind: type) -> Any:
-    return next((held for held in held_by(awaitable) if isinstance(held, kind)), None)
+    for held in held_by(awaitable):
+        if isinstance(held, kind):
+            return held
+    return None
