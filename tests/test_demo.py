@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import json
 import os
@@ -17,6 +18,7 @@ import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import IO, Any
@@ -25,13 +27,26 @@ import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client import CollectorRegistry
 from yarl import URL
 
+from aiohttp_observe import (
+    Admin,
+    Client,
+    Failures,
+    Logs,
+    LoopWatch,
+    Metrics,
+    Tasks,
+    Tracing,
+    setup_observability,
+)
 from demo import mischief
 from tests.real import require
 from tests.service import PATIENCE, ROOT, serving, until
 
 Line = dict[str, Any]
+README = (ROOT / "README.rst").read_text()
 OURS = ("AIOHTTP_OBSERVE_", "OTEL_")
 
 
@@ -403,19 +418,54 @@ async def test_it_runs_under_aiohttp_devtools_and_reloads(
         await answers(client, url, {"order": 12, "item": "lamp", "in_stock": 40})
 
 
-# The example of the README
+# The README says what is true
 
 
-async def test_the_ten_lines_of_the_readme_are_the_demos_own_file_and_work(
-    client: aiohttp.ClientSession,
-) -> None:
+async def test_its_ten_lines_are_the_demos_own_file_and_work() -> None:
     from demo import hello  # here: it makes its application when imported
 
-    source = inspect.getsource(hello)
-    assert textwrap.indent(source, "    ") in (ROOT / "README.rst").read_text()
+    lines = README.splitlines()[:35]
+    assert textwrap.indent(inspect.getsource(hello), "    ", bool) in "\n".join([*lines, ""])
     async with serving(hello.app) as service:
         answer = await service.get("/hello/you")
         assert json.loads(answer.text) == {"hello": "you"}
         assert answer.request_id
         assert 'http_route="/hello/{name}"' in (await service.get("/metrics")).text
         assert (await service.get("/_tasks")).status == 200
+
+
+async def test_its_observer_hears_of_slow_requests(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(1.05)
+        return web.Response()
+
+    (block,) = re.findall(r"^    import logging\n.*?^(?=\S)", README, re.MULTILINE | re.DOTALL)
+    app = web.Application()
+    app.router.add_get("/slow", slow)
+    wiring = {"app": app, "setup_observability": partial(setup_observability, metrics=None)}
+    exec(textwrap.dedent(block), wiring)
+    async with serving(app) as service:
+        await service.get("/slow")
+        await until(lambda: "/slow took 1." in caplog.text, "the observer's line")
+
+
+def test_its_options_are_all_there_are_with_their_defaults() -> None:
+    kinds = (Metrics, Logs, Tracing, Failures, Tasks, LoopWatch, Client, Admin)
+    known = {kind.__name__: kind for kind in kinds}
+    rows = re.findall(r"^``((\w+)\((?:(\w+)=.+)?\))`` ", README, re.MULTILINE)
+    for written, kind, _ in rows:
+        assert eval(written, dict(known)) == known[kind](), written
+    assert [(kind, name) for _, kind, name in rows if name] == [
+        (kind.__name__, option.name) for kind in kinds for option in dataclasses.fields(kind)
+    ]
+    assert {kind for _, kind, _ in rows} == set(known)
+
+
+def test_it_renders_on_a_package_index() -> None:
+    """With its change log, as setup.cfg puts them together, and without what an index refuses."""
+    docutils = pytest.importorskip("docutils.core")
+    text = f"{README}\n{(ROOT / 'CHANGES.rst').read_text()}"
+    strict = {"report_level": 1, "halt_level": 2, "raw_enabled": False, "file_insertion_enabled": False}
+    assert docutils.publish_string(text, writer="html5", settings_overrides=strict)

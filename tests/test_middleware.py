@@ -780,8 +780,8 @@ async def test_a_request_that_is_being_served_is_in_flight(
 
 async def test_the_task_that_serves_a_request_is_known_as_its(registry: CollectorRegistry) -> None:
     async def look(request: web.Request) -> web.Response:
-        (task,) = [task for task in take_snapshot().tasks if task.request is not None]
-        return web.json_response([task.request.id, task.request.route, task.trace_id == trace_id()])
+        (found,) = [(task.request, task.trace_id) for task in take_snapshot().tasks if task.request]
+        return web.json_response([found[0].id, found[0].route, found[1] == trace_id()])
 
     def trace_id() -> str | None:
         exchange = current_exchange()

@@ -24,9 +24,10 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 Serve = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
 
 
-def application(admin: Admin, **metrics: bool) -> web.Application:
+def application(admin: Admin, *, require_token: bool = False) -> web.Application:
     app = web.Application()
-    setup_observability(app, admin=admin, metrics=Metrics(registry=CollectorRegistry(), **metrics))
+    metrics = Metrics(registry=CollectorRegistry(), require_token=require_token)
+    setup_observability(app, admin=admin, metrics=metrics)
 
     async def handler(request: web.Request) -> web.Response:
         await asyncio.sleep(60)

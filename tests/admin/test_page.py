@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 from playwright.async_api import Browser, Page, async_playwright, expect
 from prometheus_client import CollectorRegistry
 
@@ -51,7 +51,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def service(admin: Admin) -> AsyncIterator[TestServer]:
+async def service(admin: Admin) -> AsyncIterator[BaseTestServer]:
     """A service with tasks that wait on a lock, one of them with a hostile name."""
     app = web.Application()
     setup_observability(app, admin=admin, metrics=Metrics(registry=CollectorRegistry()), logs=None)
