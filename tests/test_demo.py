@@ -424,8 +424,8 @@ async def test_it_runs_under_aiohttp_devtools_and_reloads(
 async def test_its_ten_lines_are_the_demos_own_file_and_work() -> None:
     from demo import hello  # here: it makes its application when imported
 
-    lines = README.splitlines()[:35]
-    assert textwrap.indent(inspect.getsource(hello), "    ", bool) in "\n".join([*lines, ""])
+    before_line_35 = "".join(README.splitlines(keepends=True)[:34])
+    assert textwrap.indent(inspect.getsource(hello), "    ") in before_line_35
     async with serving(hello.app) as service:
         answer = await service.get("/hello/you")
         assert json.loads(answer.text) == {"hello": "you"}

@@ -143,7 +143,7 @@ class ServerSpan(SdkSpan):
         return lock
 
     @property
-    def _limits(self) -> Any:  # type: ignore[override]
+    def _limits(self) -> Any:
         return self._tracer._span_limits
 
     @property
