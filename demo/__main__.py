@@ -17,7 +17,7 @@ from .traffic import customers
 WELCOME = """
   {shop}/        the shop: links to everything, and switches that misbehave
   {shop}/_tasks  what every task is doing
-  {inventory}/metrics of the inventory, as each service has its own
+  {inventory}/metrics, of the inventory: each service has its own
 
 Ctrl-C ends it.
 """

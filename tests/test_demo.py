@@ -307,6 +307,7 @@ async def test_crash_is_logged_counted_and_attributed(
     failure = await demo.line(request_id=request_id, logger="aiohttp_observe.failures")
     access = await demo.line(request_id=request_id, logger="aiohttp_observe.access")
     assert (failure["level"], failure["kind"], failure["coro"]) == ("ERROR", "task_exception", "send_receipt")
+    assert failure["message"].startswith("Task exception was never retrieved: ")
     assert failure["trace_id"] == access["trace_id"]
     assert failure["exception"]["type"] == "ConnectionError"
     assert "in send_receipt" in failure["exception"]["stacktrace"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -778,18 +777,23 @@ async def test_a_request_that_is_being_served_is_in_flight(
         assert in_flight == {}
 
 
-async def test_the_task_that_serves_a_request_is_known_as_its(registry: CollectorRegistry) -> None:
-    async def look(request: web.Request) -> web.Response:
-        (found,) = [(task.request, task.trace_id) for task in take_snapshot().tasks if task.request]
-        return web.json_response([found[0].id, found[0].route, found[1] == trace_id()])
+async def test_the_task_that_serves_a_request_is_known_as_its(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    finish = asyncio.Event()
 
-    def trace_id() -> str | None:
-        exchange = current_exchange()
-        return None if exchange is None else exchange.trace_id
+    async def wait(request: web.Request) -> web.Response:
+        await finish.wait()
+        return web.Response()
 
     app = web.Application()
-    app.router.add_get("/look", look)
-    setup_observability(app, metrics=Metrics(registry=registry))
+    app.router.add_get("/wait", wait)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
     async with serving(app) as service:
-        answer = await service.get("/look", headers={"X-Request-ID": "mine"})
-    assert json.loads(answer.text) == ["mine", "/look", True]
+        asking = asyncio.create_task(service.get("/wait", headers={"X-Request-ID": "mine"}))
+        await until(lambda: witness.begun, "the request to begin")
+        (found,) = [(task.request, task.trace_id) for task in take_snapshot().tasks if task.request]
+        finish.set()
+        await asking
+    served, trace_id = found
+    assert (served.id, served.route, trace_id) == ("mine", "/wait", witness.begun[0].trace_id)

@@ -25,6 +25,8 @@ _DEEPEST = 2000
 
 _DRIVE = drive.__code__
 _WAIT_FOR = asyncio.wait_for.__code__
+_FRAMES_ARE_APART = sys.version_info < (3, 11)
+_FRAME_ATTRIBUTES = ("cr_frame", "gi_frame", "ag_frame")
 _WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
 
 
@@ -141,21 +143,11 @@ def _is_link(held: Any) -> bool:
     return type(held) in (CoroutineType, GeneratorType, AsyncGeneratorType) or hasattr(held, "cr_await")
 
 
-if sys.version_info >= (3, 11):
-
-    def held_by(awaitable: Any) -> list[Any]:
-        """What a suspended coroutine or generator holds: its locals and its evaluation stack."""
-        return gc.get_referents(awaitable)
-
-else:  # the coroutine shows only its frame
-
-    def held_by(awaitable: Any) -> list[Any]:
-        """What a suspended coroutine or generator holds: its locals and its evaluation stack."""
-        for attribute in ("cr_frame", "gi_frame", "ag_frame"):
-            frame = getattr(awaitable, attribute, None)
-            if frame is not None:
-                return gc.get_referents(frame)
-        return []
+def held_by(awaitable: Any) -> list[Any]:
+    """What a suspended coroutine or generator holds: its locals and its evaluation stack."""
+    if _FRAMES_ARE_APART:
+        awaitable = next(filter(None, (getattr(awaitable, name, None) for name in _FRAME_ATTRIBUTES)), None)
+    return gc.get_referents(awaitable)
 
 
 def _timed_future(wait_for: Any, waiter: Any) -> asyncio.Future[Any] | None:

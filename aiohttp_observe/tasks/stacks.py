@@ -37,9 +37,11 @@ class Stack:
         self.frames = tuple(chain.place(i) for i in range(number - 1, max(-1, number - depth - 1), -1))
         self.marks: list[tuple[int, Rule | None]] = []
         self.blocks: list[int] = []
+        told_for = ""  # the package whose function a rule was last found for
         for index, awaitable in enumerate(chain.awaitables):
-            rule = rule_for(chain, index)
+            rule, package = rule_for(chain, index), _package(chain, index)
             if rule is not None:
+                told_for = package
                 self.marks.append((index, rule))
                 if rule.final and not rule.idle:
                     break
@@ -47,8 +49,8 @@ class Stack:
             in_block = any(map(_is_exit, held))
             if in_block or any(type(each) is AsyncGeneratorType for each in held):
                 self.blocks.append(index)
-            if in_block and (rule is None or type(awaitable) is AsyncGeneratorType):
-                self.marks.append((index, None))  # within a rule's function it is its own affair
+            if in_block and package != told_for:  # else a timeout is the function's own affair
+                self.marks.append((index, None))
         self.phrase = _fixed_phrase(chain, self.marks)
         self.reading = _constant(self.phrase)
 

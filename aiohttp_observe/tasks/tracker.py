@@ -163,9 +163,11 @@ def _tracking_factory(
     return create, stop
 
 
-if (3, 13) <= sys.version_info < (3, 13, 3):
+def _task_class() -> type[asyncio.Task[Any]]:
+    if not (3, 13) <= sys.version_info < (3, 13, 3):
+        return asyncio.Task
 
-    class _Task(asyncio.Task[Any]):
+    class Named(asyncio.Task[Any]):
         """Keeps its name where ``create_task`` calls every factory's unnamed task "None".
 
         See https://github.com/python/cpython/issues/130033.
@@ -177,9 +179,11 @@ if (3, 13) <= sys.version_info < (3, 13, 3):
             if value is not None:
                 super().set_name(value)
 
-    _Task.__name__ = "Task"  # asyncio's messages tell the class
-else:
-    _Task = asyncio.Task[Any]
+    Named.__name__ = "Task"  # asyncio's messages tell it
+    return Named
+
+
+_Task = _task_class()
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:

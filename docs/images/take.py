@@ -10,13 +10,13 @@ from pathlib import Path
 import aiohttp
 from playwright.async_api import async_playwright
 
-SIZE = {"width": 1100, "height": 1200}
+SIZE = {"width": 1200, "height": 1060}
 
 
 async def main(demo: str) -> None:
     async with aiohttp.ClientSession(demo) as session:
         requests = []
-        for path in ("/slow", "/leak", *["/stuck"] * 12):
+        for path in ("/slow", "/stuck", "/leak", *["/stuck"] * 11):
             requests.append(asyncio.ensure_future(session.get(path)))
             await asyncio.sleep(0.3)  # the ages are worth looking at, and so is the order
         await photograph(demo)

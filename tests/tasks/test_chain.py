@@ -94,7 +94,7 @@ class Stepping:
     def __init__(self) -> None:
         self.steps = here().__await__()
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Any:
         return self
 
     def __iter__(self) -> Iterator[Any]:
@@ -227,7 +227,7 @@ class Ring:
     async def awaited(self) -> None:
         await self
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Any:
         return self
 
     def __iter__(self) -> Iterator[Any]:

@@ -80,10 +80,11 @@ async def test_what_has_ended_is_not_waited_for() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="TaskGroup is from Python 3.11")
 async def test_a_task_waits_for_its_group() -> None:
-    members = []
+    task_group = getattr(asyncio, "TaskGroup")  # noqa: B009 - unknown to the types of Python 3.10
+    members: Tasks = []
 
     async def group() -> None:
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             members.extend(tasks.create_task(asyncio.sleep(60)) for _ in range(2))
 
     async with suspended(group()) as (task,):

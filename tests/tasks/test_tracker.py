@@ -209,9 +209,8 @@ class TestFactory:
 
     async def test_takes_whatever_arguments_a_loop_passes(self, tracked: TaskTracker) -> None:
         loop = asyncio.get_running_loop()
-        factory = loop.get_task_factory()
-        assert factory is not None
-        task: Any = factory(loop, asyncio.sleep(0), name="nightly")
+        factory: Any = loop.get_task_factory()
+        task = factory(loop, asyncio.sleep(0), name="nightly")
         await task
         assert task.get_name() == "nightly"
 
@@ -273,7 +272,7 @@ class TestFactory:
                 """Mandatory from Python 3.13 on."""
 
         loop = asyncio.get_running_loop()
-        loop.set_task_factory(lambda loop, coro, **kwargs: Slotted(coro))  # type: ignore[arg-type, return-value]
+        loop.set_task_factory(lambda loop, coro, **kwargs: Slotted(coro))  # type: ignore[arg-type]
         tracker = Tasks().install(loop)
         try:
             await loop.create_task(asyncio.sleep(0))

@@ -8,18 +8,20 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
 
-from aiohttp_observe.tasks import TaskInfo
+from aiohttp_observe.tasks import TaskInfo, register_wait_kind
 
 from .scenes import info_of, suspended
 
+timeout: Any
 if sys.version_info >= (3, 11):
     timeout = asyncio.timeout
-else:
-    from async_timeout import timeout
+else:  # what aiohttp uses there
+    timeout = import_module("async_timeout").timeout
 
 Scene = Callable[[], Coroutine[Any, Any, Any]]
 SCENES: list[Any] = []
@@ -274,3 +276,49 @@ async def settled(task: asyncio.Task[Any], kind: str) -> TaskInfo:
             break
         await asyncio.sleep(0.01)
     return info
+
+
+async def borrow_from_a_pool() -> None:
+    await asyncio.Queue[int]().get()
+
+
+class Pool:
+    """A pool whose public method hides the one that waits."""
+
+    async def _acquire(self) -> None:
+        await asyncio.Queue[int]().get()
+
+    async def acquire(self) -> None:
+        await self._acquire()
+
+
+class TestRegistering:
+    async def test_a_function_gives_its_waits_a_kind(self) -> None:
+        register_wait_kind("db_pool", borrow_from_a_pool)
+        async with suspended(borrow_from_a_pool()) as (task,):
+            wait = info_of(task).wait
+        assert wait is not None
+        assert (wait.kind, wait.detail) == ("db_pool", "borrow_from_a_pool → Queue.get")
+
+    async def test_a_function_may_be_named_before_it_is_imported(self) -> None:
+        register_wait_kind("db_pool", f"{__name__}:Pool._acquire")
+        async with suspended(Pool().acquire()) as (task,):
+            wait = info_of(task).wait
+        assert wait is not None
+        assert (wait.kind, wait.detail) == ("db_pool", "Pool.acquire → Queue.get")
+
+    @pytest.mark.parametrize("kind", ["DB pool", "", "db-pool", "1st"])
+    def test_a_kind_that_makes_no_label_is_refused(self, kind: str) -> None:
+        with pytest.raises(ValueError, match="lower-case words"):
+            register_wait_kind(kind, borrow_from_a_pool)
+
+    @pytest.mark.parametrize("name", ["Pool.acquire", ":acquire", "asyncpg.pool:"])
+    def test_a_name_without_module_and_function_is_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match="module:qualname"):
+            register_wait_kind("db_pool", name)
+
+    def test_what_never_waits_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="coroutine functions"):
+            register_wait_kind("db_pool", len)
+        with pytest.raises(TypeError, match="at least one"):
+            register_wait_kind("db_pool")
