@@ -73,15 +73,9 @@ class Metrics:
         check_positive_int("Metrics(max_hosts=...)", self.max_hosts, "hosts")
         check_positive_int("Metrics(max_names=...)", self.max_names, "names")
 
-    def install(self, app: web.Application, gate: Gate | None) -> ServerMetrics:
-        """Serve ``path`` on ``app``; ``gate`` says who may look if a token is required."""
-        registry = REGISTRY if self.registry is None else self.registry
-        instruments = _instruments_of(registry, self)
-        if self.path is not None:
-            page = MetricsPage(registry, gate if self.require_token else None)
-            app.router.add_get(self.path, page.get)
-            app.on_cleanup.append(page.close)
-        return ServerMetrics(instruments, exemplars=self.exemplars)
+    def install(self) -> ServerMetrics:
+        """Make the instruments in the registry, or find them there; nothing is served yet."""
+        return ServerMetrics(self, REGISTRY if self.registry is None else self.registry)
 
 
 class Gate(Protocol):
@@ -382,11 +376,21 @@ class AtScrape(Collector):
 class ServerMetrics:
     """Hears of every request of one application."""
 
-    def __init__(self, instruments: Instruments, *, exemplars: bool) -> None:
-        self.instruments = instruments
-        self._exemplars = exemplars
+    def __init__(self, options: Metrics, registry: CollectorRegistry) -> None:
+        self.instruments = _instruments_of(registry, options)
+        self._options = options
+        self._registry = registry
+        self._exemplars = options.exemplars
         self._active: dict[str, Gauge] = {}
         self._per_route: dict[tuple[str, str], _PerRoute] = {}
+
+    def serve(self, app: web.Application, gate: Gate | None) -> None:
+        """Serve the registry on ``app``; ``gate`` says who may look if a token is required."""
+        options = self._options
+        if options.path is not None:
+            page = MetricsPage(self._registry, gate if options.require_token else None)
+            app.router.add_get(options.path, page.get)
+            app.on_cleanup.append(page.close)
 
     def started(self, exchange: Exchange, request: web.BaseRequest) -> None:
         active = self._active.get(exchange.method)

@@ -107,6 +107,7 @@ def setup_observability(
         admin=admin,
     )
     _check_application(app)
+    _check_paths(app, [pillar.path for pillar in (metrics, admin) if pillar is not None and pillar.path])
     app[OBSERVABILITY] = observability = Observability(app, pillars, _checked(observers))
     return observability
 
@@ -150,17 +151,20 @@ class Observability:
         return "".join(pieces)
 
     def _install_pillars(self, app: web.Application) -> None:
+        """What may refuse its options comes before what adds routes: a set-up that fails leaves none."""
         pillars, scope = self._pillars, self.scope
-        gate = None if pillars.admin is None else pillars.admin.install(app, self)
         if pillars.metrics is not None:
-            self.metrics = pillars.metrics.install(app, gate)
+            self.metrics = pillars.metrics.install()
             scope.meter = self.metrics.instruments
+        if pillars.tracing is not None:
+            self.tracer = scope.tracer = pillars.tracing.install(scope.meter)
         if pillars.logs is not None:
             self.logs = pillars.logs.install(app, scope.meter, self.recorder.malformed)
-        if pillars.tracing is not None:
-            self.tracer = scope.tracer = pillars.tracing.install(app, scope.meter)
         if pillars.client is not None:
             pillars.client.install(app, scope)
+        gate = None if pillars.admin is None else pillars.admin.install(app, self)
+        if self.metrics is not None:
+            self.metrics.serve(app, gate)
 
     def _add_observers(self, observers: tuple[object, ...]) -> None:
         """In the order they hear: the trace first, so that the others know its ids."""
@@ -195,7 +199,7 @@ class Observability:
             SCOPE.set(self.scope)
             if self.logs is not None:
                 self.logs.open()
-                stack.callback(self.logs.close)
+                stack.push_async_callback(self.logs.close)
             if self.tracer is not None:
                 self._open_tracer(app, self.tracer)
                 stack.push_async_callback(self.tracer.close)

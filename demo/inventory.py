@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Metrics, operation, setup_observability, timeit
+from aiohttp_observe import Metrics, Tracing, operation, setup_observability, timeit
 
 __all__ = ["create_app"]
 
@@ -19,8 +19,10 @@ routes = web.RouteTableDef()
 
 def create_app() -> web.Application:
     app = web.Application()
-    # A registry of its own, since two services share this process; alone, setup_observability(app) is all.
-    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    # Numbers and a name of its own, as two services share a process; alone, setup_observability(app) is all.
+    setup_observability(
+        app, metrics=Metrics(registry=CollectorRegistry()), tracing=Tracing(service_name="inventory")
+    )
     app[STOCK] = {"chair": 12, "lamp": 40, "table": 3}
     app.add_routes(routes)
     return app

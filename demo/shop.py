@@ -11,7 +11,7 @@ from string import Template
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Metrics, bind, bound, operation, setup_observability, spawn
+from aiohttp_observe import Metrics, Tracing, bind, bound, operation, setup_observability, spawn
 
 from . import mischief, stock
 
@@ -28,8 +28,10 @@ routes = web.RouteTableDef()
 def create_app(inventory: str | None = None) -> web.Application:
     """The application; without ``inventory`` whoever runs it sets ``app[stock.INVENTORY]``."""
     app = web.Application()
-    # A registry of its own, as two services share this process; alone, setup_observability(app) is all.
-    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    # Numbers and a name of its own, as two services share a process; alone, setup_observability(app) is all.
+    setup_observability(
+        app, metrics=Metrics(registry=CollectorRegistry()), tracing=Tracing(service_name="shop")
+    )
     if inventory is not None:
         app[stock.INVENTORY] = inventory
     app.cleanup_ctx.append(run_packer)

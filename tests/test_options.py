@@ -202,3 +202,25 @@ def test_two_pages_on_one_path_are_told(registry: CollectorRegistry) -> None:
     app = web.Application()
     with pytest.raises(ValueError, match=r"Metrics\(path=...\) and Admin\(path=...\) are both '/same'"):
         setup_observability(app, metrics=Metrics(registry=registry, path="/same"), admin=Admin(path="/same"))
+
+
+async def test_a_path_with_a_route_of_the_service_is_told(registry: CollectorRegistry) -> None:
+    async def own_metrics(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/metrics", own_metrics)
+    with pytest.raises(RuntimeError, match=r"/metrics .*choose another"):
+        setup_observability(app, metrics=Metrics(registry=registry))
+
+
+def test_a_set_up_that_fails_leaves_no_route(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = web.Application()
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "pigeon")
+    with pytest.raises(ValueError, match="pigeon"):
+        setup_observability(app, metrics=Metrics(registry=registry))
+    assert not list(app.router.resources())
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER")
+    setup_observability(app, metrics=Metrics(registry=registry))

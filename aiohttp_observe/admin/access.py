@@ -12,7 +12,6 @@ from aiohttp import web
 
 __all__ = ["Gate"]
 
-_COOKIE = "aiohttp_observe_session"
 _SESSION_SECONDS = 12 * 3600
 _FORWARDING = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 _loopback_host = re.compile(
@@ -60,7 +59,7 @@ class Gate:
         """Give the browser a cookie in place of the token it has shown."""
         until = str(int(time.time()) + _SESSION_SECONDS)
         response.set_cookie(
-            _COOKIE,
+            _cookie_name(request),
             f"{until}.{self._sign(until)}",
             max_age=_SESSION_SECONDS,
             path=path,
@@ -74,7 +73,7 @@ class Gate:
         return scheme.lower() == "bearer" and self.accepts(token.strip())
 
     def _has_session(self, request: web.Request) -> bool:
-        until, _, signature = request.cookies.get(_COOKIE, "").partition(".")
+        until, _, signature = request.cookies.get(_cookie_name(request), "").partition(".")
         if not until.isascii() or not until.isdigit() or len(until) > 12:
             return False
         signed = hmac.compare_digest(signature.encode(errors="replace"), self._sign(until).encode())
@@ -83,6 +82,13 @@ class Gate:
     def _sign(self, until: str) -> str:
         assert self._token is not None
         return hmac.digest(self._key, self._token + until.encode(), "sha256").hex()
+
+
+def _cookie_name(request: web.Request) -> str:
+    """One for each port: browsers share the cookies of a host's ports, which may be several services."""
+    socket = request.transport.get_extra_info("sockname") if request.transport is not None else None
+    port = socket[1] if isinstance(socket, tuple) else "unix"
+    return f"aiohttp_observe_session_{port}"
 
 
 def _refusal_without_token() -> web.Response:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
@@ -104,8 +105,13 @@ class ServerLogs:
     def open(self) -> None:
         _process.enter(self._make)
 
-    def close(self) -> None:
-        _process.leave()
+    async def close(self) -> None:
+        """Undo, and have what is waiting written: off the loop, since the sink may be stuck."""
+        handler = _process.leave()
+        if handler is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, handler.writer.close, _FLUSH_SECONDS)
+            handler.close()
 
     def _make(self) -> _Installed:
         root = logging.getLogger()
@@ -150,8 +156,6 @@ class _Installed:
         added = [handler for handler in root.handlers if handler is not self.handler]
         root.handlers[:] = [*(h for h in self._handlers_before if h not in added), *added]
         root.setLevel(self._level_before)
-        self.handler.writer.close(_FLUSH_SECONDS)
-        self.handler.close()
 
 
 class _Process:
@@ -168,12 +172,15 @@ class _Process:
             if self.installed is None:
                 self.installed = make()
 
-    def leave(self) -> None:
+    def leave(self) -> WriterHandler | None:
+        """The handler to close, if this was the last."""
         with self._lock:
             self._users -= 1
-            if self._users == 0 and self.installed is not None:
-                self.installed.undo()
-                self.installed = None
+            if self._users or self.installed is None:
+                return None
+            installed, self.installed = self.installed, None
+            installed.undo()
+            return installed.handler
 
 
 _process = _Process()

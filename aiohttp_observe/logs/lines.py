@@ -28,6 +28,19 @@ _RESERVED = frozenset((*RESERVED_ATTRS, "taskName", "color_message"))
 _LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception"))
 _COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
 _LINE_SEPARATORS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
+_TOLD_BY_MESSAGE = frozenset(
+    (
+        "http.request.method",
+        "http.response.status_code",
+        "url.path",
+        "client.address",
+        "user_agent.original",
+        "polls",
+        "longest_poll_ms",
+        "span_id",
+    )
+)
+"""Fields that a terminal is spared: an access line's message says most of them."""
 _CONTROLS = str.maketrans(
     {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
     | {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -109,7 +122,7 @@ def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
 
     Control characters are written out, since they drive terminals.
     """
-    rest = dict(line)
+    rest = {key: value for key, value in line.items() if key not in _TOLD_BY_MESSAGE}
     moment, level = timestamp(rest.pop("timestamp"))[11:-1], rest.pop("level")
     head = f"{moment} {level:<7} {rest.pop('logger')}: {rest.pop('message')}"
     exception = rest.pop("exception", None)

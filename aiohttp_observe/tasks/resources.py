@@ -19,6 +19,10 @@ from .tracker import number_of
 __all__ = ["Meetings"]
 
 
+_HELD = (asyncio.Lock, asyncio.Semaphore)
+"""What tasks are inside of, and others wait for them to leave."""
+
+
 class _Meeting:
     __slots__ = ("holders", "place", "resource", "waiters")
 
@@ -34,7 +38,7 @@ class Meetings:
 
     def __init__(self) -> None:
         self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
-        self._waits: list[tuple[int, Reading]] = []
+        self._waits: dict[int, Reading] = {}
         self._tasks: dict[int, asyncio.Task[Any]] = {}
 
     def note(self, task: asyncio.Task[Any], chain: Chain, stack: Stack, reading: Reading | None) -> None:
@@ -52,8 +56,8 @@ class Meetings:
             meeting.waiters.append(number)
             if meeting.place is None:
                 meeting.place = _asked_at(chain)
-        if not reading.timed and (waits_at is not None or reading.on):
-            self._waits.append((number, reading))
+        if not reading.timed and (reading.on or isinstance(waits_at, _HELD)):
+            self._waits[number] = reading
 
     def resources(self, limit: int) -> tuple[Resource, ...]:
         """Those that somebody waits at, the most wanted first, ``limit`` of them."""
@@ -75,17 +79,27 @@ class Meetings:
 
     def deadlocks(self) -> tuple[tuple[int, ...], ...]:
         """Cycles of task ids, each waiting for what the next one holds or does."""
-        needs = {}
-        held = {identity for identity, meeting in self._known.items() if _has_no_place(meeting)}
-        for number, reading in self._waits:
-            if reading.resource is None:
-                tasks = [number_of(future) for future in reading.on if _is_pending_task(future)]
+        jammed = [meeting for meeting in self._known.values() if self._is_jammed(meeting)]
+        needs = {number_of(meeting.resource): Need(list(meeting.holders), any_of=True) for meeting in jammed}
+        for number, reading in self._waits.items():
+            if reading.resource is not None:
+                resource = number_of(reading.resource)
+                if resource in needs:
+                    needs[number] = Need([resource], any_of=True)
+            elif tasks := self._hopeless(reading):
                 needs[number] = Need(tasks, any_of=reading.any_of)
-            elif id(reading.resource) in held:
-                needs[number] = Need([number_of(reading.resource)], any_of=True)
-        for meeting in map(self._known.__getitem__, held):
-            needs[number_of(meeting.resource)] = Need(list(meeting.holders), any_of=True)
         return tuple(tuple(filter(self._tasks.get, cycle)) for cycle in cycles(needs))
+
+    def _is_jammed(self, meeting: _Meeting) -> bool:
+        """Whether only tasks that wait can let somebody in, and nobody unseen may."""
+        places: int = getattr(meeting.resource, "_bound_value", 1)
+        return len(meeting.holders) >= places and self._waits.keys() >= meeting.holders.keys()
+
+    def _hopeless(self, reading: Reading) -> list[int]:
+        """Those of the tasks waited for that wait as well; none if another one is enough."""
+        tasks = [number_of(future) for future in reading.on if _is_pending_task(future)]
+        waiting = [task for task in tasks if task in self._waits]
+        return waiting if not reading.any_of or len(waiting) == len(tasks) else []
 
     def _of(self, resource: Any) -> _Meeting:
         meeting = self._known.get(id(resource))
@@ -101,7 +115,7 @@ def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:
         if index < chain.own:
             for manager in entered_by(chain.awaitables[index]):
                 lock = _lock_of(manager)
-                if isinstance(lock, (asyncio.Lock, asyncio.Semaphore)):
+                if isinstance(lock, _HELD):
                     locks.append(lock)
     entering = chain.frames[-2:-1] and chain.frames[-2].f_code.co_name == "__aenter__"
     if entering or isinstance(waits_at, asyncio.Condition):  # whose wait() has let go of the lock
@@ -122,12 +136,6 @@ def _drop_last(locks: list[Any], lock: Any) -> None:
 
 def _is_pending_task(future: Any) -> bool:
     return isinstance(future, asyncio.Task) and not future.done()
-
-
-def _has_no_place(meeting: _Meeting) -> bool:
-    """Whether only those seen inside can let somebody in: else somebody unseen may."""
-    places: int = getattr(meeting.resource, "_bound_value", 1)
-    return len(meeting.holders) >= places
 
 
 def _asked_at(chain: Chain) -> str | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiohttp import web
 from opentelemetry import trace
 
 from ..exchange import Meter
@@ -35,12 +34,13 @@ __all__ = [
 class Tracing:
     """Where spans go.
 
-    ``provider``    a tracer provider to use; default: the global one if the service has set
-                    one by start-up, else one built from the ``OTEL_*`` variables, which sends
-                    nothing anywhere unless ``OTEL_TRACES_EXPORTER`` or an OTLP endpoint is set
-    ``set_global``  whether a provider built here becomes the global one, for the service's
-                    other instrumentations to join in, default ``False``.  OpenTelemetry lets
-                    the global provider be set once in a process and never taken back.
+    ``provider``      a tracer provider to use; default: the global one if the service has set
+                      one by start-up, else one built from the ``OTEL_*`` variables, which sends
+                      nothing anywhere unless ``OTEL_TRACES_EXPORTER`` or an OTLP endpoint is set
+    ``service_name``  of a provider built here, default ``OTEL_SERVICE_NAME``
+    ``set_global``    whether a provider built here becomes the global one, for the service's
+                      other instrumentations to join in, default ``False``.  OpenTelemetry lets
+                      the global provider be set once in a process and never taken back.
 
     Honoured variables: ``OTEL_SDK_DISABLED``, ``OTEL_TRACES_EXPORTER`` (``otlp``, ``console``,
     ``none``), ``OTEL_EXPORTER_OTLP_*`` (protocol ``http/protobuf``), ``OTEL_TRACES_SAMPLER*``,
@@ -50,13 +50,17 @@ class Tracing:
     """
 
     provider: trace.TracerProvider | None = None
+    service_name: str | None = None
     set_global: bool = False
 
     def __post_init__(self) -> None:
         check_instance("Tracing(provider=...)", self.provider, (trace.TracerProvider, type(None)))
+        check_instance("Tracing(service_name=...)", self.service_name, (str, type(None)))
+        if self.service_name is not None and self.provider is not None:
+            raise ValueError("Tracing(service_name=...) goes without a provider: yours has the name already")
         check_flag("Tracing(set_global=...)", self.set_global)
 
-    def install(self, app: web.Application, meter: Meter) -> ServerTracer:
+    def install(self, meter: Meter) -> ServerTracer:
         """Check the environment now; the provider is chosen when the tracer is opened."""
         check_exporters()
-        return ServerTracer(self.provider, meter, set_global=self.set_global)
+        return ServerTracer(self.provider, meter, self.service_name, set_global=self.set_global)

@@ -10,6 +10,7 @@ from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import (
     BatchSpanProcessor,
@@ -67,8 +68,10 @@ def _check_otlp() -> None:
         )
 
 
-def build_provider(meter: Meter) -> TracerProvider:
-    provider = TracerProvider()
+def build_provider(meter: Meter, service_name: str | None) -> TracerProvider:
+    """A provider as the ``OTEL_*`` variables describe it, but for an explicit service name."""
+    named = {} if service_name is None else {"service.name": service_name}
+    provider = TracerProvider(resource=Resource.create(named))
     for name in check_exporters():
         if name == "otlp":
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -42,8 +42,16 @@ _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 class ServerTracer:
     """The tracing of one application: its server spans, and the spans started within them."""
 
-    def __init__(self, provider: trace.TracerProvider | None, meter: Meter, *, set_global: bool) -> None:
+    def __init__(
+        self,
+        provider: trace.TracerProvider | None,
+        meter: Meter,
+        service_name: str | None,
+        *,
+        set_global: bool,
+    ) -> None:
         self._given = provider
+        self._service_name = service_name
         self._set_global = set_global
         self._meter = meter
         self._own: TracerProvider | None = None
@@ -65,7 +73,7 @@ class ServerTracer:
         self._yields_to_instrumentor = is_instrumented(app)
         provider = self._given or global_provider()
         if provider is None:
-            provider = self._own = build_provider(self._meter)
+            provider = self._own = build_provider(self._meter, self._service_name)
             if self._set_global:
                 trace.set_tracer_provider(provider)
         self._use(provider)

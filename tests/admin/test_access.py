@@ -275,7 +275,7 @@ async def test_a_wrong_token_does_not_log_in(
 async def test_a_forged_session_opens_nothing(
     cookie: str, behind_a_token: TestClient[web.Request, web.Application]
 ) -> None:
-    headers = {"Cookie": f"aiohttp_observe_session={cookie}"}
+    headers = {"Cookie": f"aiohttp_observe_session_{behind_a_token.port}={cookie}"}
     await refused(await behind_a_token.get("/_tasks", headers=headers), 401)
 
 
@@ -283,9 +283,11 @@ async def test_a_session_of_one_service_is_none_of_another(
     behind_a_token: TestClient[web.Request, web.Application],
 ) -> None:
     page = await behind_a_token.post("/_tasks/login", data={"token": TOKEN}, allow_redirects=False)
-    cookie = page.cookies["aiohttp_observe_session"].value
+    cookie = page.cookies[f"aiohttp_observe_session_{behind_a_token.port}"].value
+    again = {"Cookie": f"aiohttp_observe_session_{behind_a_token.port}={cookie}"}
+    assert (await behind_a_token.get("/_tasks", headers=again)).status == 200
     async with client_of(application(Admin(token=TOKEN))) as other:
-        headers = {"Cookie": f"aiohttp_observe_session={cookie}"}
+        headers = {"Cookie": f"aiohttp_observe_session_{other.port}={cookie}"}
         await refused(await other.get("/_tasks", headers=headers), 401)
 
 
