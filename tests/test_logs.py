@@ -860,8 +860,7 @@ async def test_a_pipe_whose_reader_has_gone_is_no_failure(registry: CollectorReg
     async with serving(app) as service:
         assert (await service.get("/work")).status == 200
     assert dropped(registry) == 2
-    with pytest.raises(BrokenPipeError):
-        stream.close()
+    stream.close()  # nothing was left in its buffer, which would raise here
 
 
 async def test_a_stream_that_is_not_utf_8_gets_escapes() -> None:

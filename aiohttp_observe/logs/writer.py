@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -112,14 +113,37 @@ class Writer:
 
     def _written(self, text: str) -> bool:
         try:
-            try:
-                self._stream.write(text)
-            except UnicodeEncodeError:  # a terminal that isn't UTF-8
-                self._stream.write(text.encode("ascii", "backslashreplace").decode())
-            self._stream.flush()
+            _write_to(self._stream, text)
         except Exception:  # a closed pipe, a full disk: there is nobody left to tell but the counter
             return False
         return True
+
+
+def _write_to(stream: TextIO, text: str) -> None:
+    """Write to ``stream``, past its buffer if it has a descriptor.
+
+    The buffer has a lock, and a thread that is stuck in a full pipe with that lock makes the
+    interpreter abort when it flushes the stream at its end.  What the stream's encoding lacks
+    is escaped.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    data = text.encode(encoding, "backslashreplace")
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError):  # in memory
+        stream.write(data.decode(encoding))
+        stream.flush()
+    else:
+        _write_all(descriptor, data)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # somebody has made the descriptor non-blocking
+            select.select([], [descriptor], [], 1.0)
 
 
 class WriterHandler(logging.Handler):

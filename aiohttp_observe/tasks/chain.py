@@ -11,14 +11,14 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
 from .drive import drive
 from .model import Frame
 from .places import place_of
 
-__all__ = ["Chain", "held_by", "running_frames"]
+__all__ = ["Chain", "held_by", "running_places"]
 
 _DEEPEST = 2000
 """Links that are followed at most: nobody reads more, and a chain that never ends must."""
@@ -86,7 +86,9 @@ class Chain:
 
     def module(self, index: int) -> str:
         """The name of the module that a frame's code is in."""
-        name: str = self.frames[index].f_globals.get("__name__", "")
+        name: str | None = self.frames[index].f_globals.get("__name__")
+        if name is None:  # the frames of what Cython compiled have no globals
+            name = getattr(self.awaitables[index], "__module__", "")
         return name
 
     def place(self, index: int) -> Frame:
@@ -158,20 +160,24 @@ def _timed_future(wait_for: Any, waiter: Any) -> asyncio.Future[Any] | None:
     return None
 
 
-def running_frames(task: asyncio.Task[Any]) -> list[FrameType]:
-    """The frames of the task that runs right now, outermost first, whatever thread its loop is in.
+def running_places(task: asyncio.Task[Any]) -> list[tuple[str, CodeType, int]]:
+    """Module, code and instruction of each frame of the running task, innermost first.
 
-    Empty if it has stopped running meanwhile.
+    Whatever thread its loop runs in.  Empty if it has stopped running meanwhile.
     """
     outermost = getattr(task.get_coro(), "cr_frame", None)
-    if outermost is None:
-        return []
-    for top in sys._current_frames().values():
-        frames = []
-        frame: FrameType | None = top
-        while frame is not None:
-            frames.append(frame)
-            if frame is outermost:
-                return frames[::-1]
-            frame = frame.f_back
+    places: list[tuple[str, CodeType, int]] = []
+    frames = list(sys._current_frames().values())
+    while frames:  # to the end: one is the frame of this very call, which must not keep itself alive
+        places = _places_up_to(outermost, frames.pop()) or places
+    return places
+
+
+def _places_up_to(outermost: FrameType | None, frame: FrameType | None) -> list[tuple[str, CodeType, int]]:
+    places = []
+    while frame is not None:
+        places.append((frame.f_globals.get("__name__", ""), frame.f_code, frame.f_lasti))
+        if frame is outermost:
+            return places
+        frame = frame.f_back
     return []

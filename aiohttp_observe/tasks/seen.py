@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import dropwhile, islice
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from ..exchange import Exchange
-from .chain import Chain, running_frames
+from .chain import Chain, running_places
 from .model import Frame
 from .places import place_of
 from .resources import Meetings
@@ -66,10 +67,8 @@ class Look:
         return Seen(task, state, coro, stack.frames, reading, age, exchange, None)
 
     def _running_frames(self, task: asyncio.Task[Any]) -> tuple[Frame, ...]:
-        frames = running_frames(task)
-        while frames and frames[-1].f_globals.get("__name__", "").startswith(_OURS):
-            frames.pop()
-        return tuple(place_of(frame.f_code, frame.f_lasti) for frame in frames[: -self._depth - 1 : -1])
+        places = dropwhile(lambda place: place[0].startswith(_OURS), running_places(task))
+        return tuple(place_of(code, lasti) for _, code, lasti in islice(places, self._depth))
 
 
 def _coro_of(task: asyncio.Task[Any]) -> str:

@@ -91,13 +91,17 @@ def rule_for(chain: Chain, index: int) -> Rule | None:
 
 
 def _qualname(chain: Chain, index: int) -> str:
-    """The code's qualified name; on Python 3.10 only its coroutine has one, or that of what it wraps."""
+    """The function's qualified name, of its code where that has it.
+
+    It has from Python 3.11 on, and not where Cython compiled it.  The coroutine has one too,
+    but if its function wraps another that is the other one's.
+    """
     code = chain.frames[index].f_code
-    known: str | None = getattr(code, "co_qualname", None)
-    if known is not None:
-        return known
     claimed: str = getattr(chain.awaitables[index], "__qualname__", "")
-    return claimed if claimed.rpartition(".")[2] == code.co_name else code.co_name
+    if "." not in getattr(code, "co_qualname", "") and claimed.rpartition(".")[2] == code.co_name:
+        return claimed
+    known: str = getattr(code, "co_qualname", code.co_name)
+    return known
 
 
 def is_timeout(manager: Any) -> bool:
@@ -126,7 +130,8 @@ def _builtin_rules() -> Iterator[tuple[tuple[str, str], Rule]]:
         kind, module, owner, *methods = line.split()
         for method in methods:
             qualname = method if owner == "-" else f"{owner}.{method}"
-            yield (module, qualname), Rule(kind, _public(qualname))
+            label = f"loop.{method}" if owner.endswith("Loop") else _public(qualname)
+            yield (module, qualname), Rule(kind, label)
     for kind, resource, method in _MEETING_POINTS:
         qualname = f"{resource.__name__}.{method}"
         yield (resource.__module__, qualname), Rule(kind, qualname, resource=resource)

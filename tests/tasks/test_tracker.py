@@ -327,6 +327,24 @@ class TestMemory:
             await collected()
             assert references[0]() is None
 
+    async def test_the_frames_of_a_running_task_need_no_collector_to_go(self) -> None:
+        class Held:
+            """A local of the task's."""
+
+        async def looks() -> None:
+            held = Held()
+            references.append(weakref.ref(held))
+            take_snapshot()
+
+        references: list[weakref.ref[Any]] = []
+        gc.disable()
+        try:
+            await asyncio.create_task(looks())
+            await asyncio.sleep(0)
+            assert references[0]() is None
+        finally:
+            gc.enable()
+
     async def test_a_closed_loop_is_let_go(self) -> None:
         loop = asyncio.new_event_loop()
         Tasks().install(loop)

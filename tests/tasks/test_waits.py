@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+import uvloop
 
 from aiohttp_observe.tasks import TaskInfo, register_wait_kind
 
@@ -192,7 +193,7 @@ async def running_in_a_thread() -> None:
         release.set()
 
 
-@scene("dns", "BaseEventLoop.getaddrinfo")
+@scene("dns", "loop.getaddrinfo")
 async def resolving() -> None:
     release = threading.Event()
     loop = asyncio.get_running_loop()
@@ -205,7 +206,7 @@ async def resolving() -> None:
         await asyncio.gather(*crowd)
 
 
-@scene("stream", "BaseSelectorEventLoop.sock_accept")
+@scene("stream", "loop.sock_accept")
 async def accepting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
@@ -276,6 +277,27 @@ async def settled(task: asyncio.Task[Any], kind: str) -> TaskInfo:
             break
         await asyncio.sleep(0.01)
     return info
+
+
+def test_uvloops_own_waits_are_known_too() -> None:
+    async def main() -> set[tuple[str, str]]:
+        release = threading.Event()
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            async with suspended(
+                asyncio.wait_for(loop.sock_accept(listening), 60), asyncio.to_thread(release.wait, 60)
+            ) as tasks:
+                waits = [info_of(task).wait for task in tasks]
+                release.set()
+        return {(wait.kind, wait.detail) for wait in waits if wait is not None}
+
+    loop = uvloop.new_event_loop()
+    try:
+        waits = loop.run_until_complete(main())
+    finally:
+        loop.close()
+    assert waits == {("wait_for", "wait_for → loop.sock_accept"), ("executor", "to_thread")}
 
 
 async def borrow_from_a_pool() -> None:
