@@ -157,7 +157,9 @@ def test_run_app_writes_everything_before_it_ends(how: signal.Signals, tmp_path:
         get(f"{program.address()}/many")
         status, lines = program.end(how)
     assert (status, program.errors[1:]) == (0, [])
-    assert [line["message"] for line in lines] == [*map(str, range(1000)), "GET /many 200"]
+    # On a busy machine the loop watch may have something to tell too.
+    told = [line["message"] for line in lines if line["logger"] != "aiohttp_observe.loopwatch"]
+    assert told == [*map(str, range(1000)), "GET /many 200"]
 
 
 # gunicorn
@@ -182,7 +184,7 @@ def test_gunicorns_workers_are_observed(worker: str, tmp_path: Path) -> None:
     assert status == 0
     assert total(scraped, f"{DURATION}_count", http_route="/hello", http_response_status_code="200") == 1
     assert total(scraped, f"{DURATION}_count", http_route="/crash", error_type="LookupError") == 1
-    hello, access, error, *_ = lines
+    hello, access, error, *_ = (line for line in lines if line["logger"] != "aiohttp_observe.loopwatch")
     assert (hello["request_id"], access["request_id"], error["request_id"]) == ("mine", "mine", "broken")
     assert hello["trace_id"] == access["trace_id"] != error["trace_id"]
     counted = Counter(line["message"] for line in lines if line["logger"] == "aiohttp_observe.access")
