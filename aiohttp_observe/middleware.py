@@ -118,7 +118,9 @@ class Recorder:
                 if type(handling) is not CoroutineType:  # a class-based view, say
                     handling = _awaiting(handling)
                 return await drive(handling, exchange)
-            except web.HTTPException:
+            except web.HTTPException as exc:
+                if exc.status >= 500:
+                    self._tell_raised(exchange, exc)
                 raise
             except BaseException as exc:
                 error = type(exc).__qualname__
