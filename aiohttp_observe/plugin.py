@@ -10,6 +10,9 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from aiohttp import web
+from aiohttp.web_app import (
+    Application,  # web.Application is what an active OpenTelemetry instrumentor replaces
+)
 
 from .admin import Admin
 from .background import drain
@@ -255,7 +258,7 @@ OBSERVABILITY: web.AppKey[Observability] = web.AppKey("OBSERVABILITY", Observabi
 
 
 def _check_application(app: web.Application) -> None:
-    check_instance("setup_observability(app)", app, web.Application)
+    check_instance("setup_observability(app)", app, Application)
     if OBSERVABILITY in app:
         raise RuntimeError("setup_observability() was called for this application before: call it once")
     if app.frozen:

@@ -50,7 +50,8 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
             self._span: Span = scope.tracer.start(self._name, attributes)
         else:
             self._span = trace.get_tracer("aiohttp_observe").start_span(self._name, attributes=attributes)
-        self._token = context_api.attach(trace.set_span_in_context(self._span))
+        self._around = context_api.get_current()
+        context_api.attach(trace.set_span_in_context(self._span))
         self._task = _task_or_none()
         if self._task is not None:
             self._outer = name_operation(self._task, self._name)
@@ -63,9 +64,9 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         seconds = perf_counter() - self._started
         if self._task is not None:
             name_operation(self._task, self._outer)
-        # An async generator finalised late ends in another context, where there is nothing to detach.
+        # Not a token's detach: an async generator may be finalised in another context.
         if trace.get_current_span() is self._span:
-            context_api.detach(self._token)
+            context_api.attach(self._around)
         outcome = _end_operation(self._span, exc)
         if self._scope is not None:
             self._scope.meter.operation(self._name, outcome, seconds)
