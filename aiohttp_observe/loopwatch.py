@@ -1,10 +1,9 @@
-"""Loop watch: how late the event loop is, how busy, and which line blocks it.
+"""The loop watch: how late the event loop runs, how busy it is, and which line blocks it.
 
-A timer on the loop measures its lag.  A thread sleeps until that timer would be overdue by
-the threshold; if it is then, the loop is blocked right now, and the thread reads from
-outside what the loop's thread is doing.  An idle loop runs its timer in time, so waiting is
-never taken for blocking; and a thread that woke late itself looks again before it believes
-that the loop, and not the whole process, was held up.
+A *pulse*, a timer on the loop, measures how late it is and does nothing else.  A *watchdog*, a
+thread, sleeps until the pulse is overdue, and then looks at what the loop's thread is doing,
+again and again until the pulse is back.  So a loop that waits is never taken for a blocked
+one, it costs next to nothing while all is well, and any loop implementation will do.
 """
 
 from __future__ import annotations
@@ -12,37 +11,60 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import sysconfig
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePath
 from time import perf_counter
+from types import CodeType, FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from .exchange import Exchange, Meter
+from .exchange import Meter
 from .options import check_positive
-from .tasks import Blocked, Frame, LoopState, exchange_of, number_of, stack_of
+from .tasks.model import Blocked, Frame, LoopState
+from .tasks.places import place_of
+from .tasks.tracker import exchange_of, number_of
 
 __all__ = ["LoopMonitor", "LoopWatch"]
 
 logger = logging.getLogger("aiohttp_observe.loopwatch")
 
-_SAMPLE_INTERVAL = 0.02
-_MOST_SAMPLES = 100
-"""Stacks read of one block: the line named is the one seen most often."""
-_HUNG_SECONDS = 5.0
-"""A block this long is told of while it lasts, since it may never end."""
-_CLOSE_SECONDS = 2.0
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.005, 0.05
+"""Seconds between beats of the pulse, however short or long the threshold is."""
+_LONGEST_PAUSE = 1.0
+"""Seconds between looks at a long block."""
+_STILL_BLOCKED = 5.0
+"""Age in seconds at which a block is told though it goes on: it may never end."""
+_DEEPEST = 50
+_MOST_SIGHTINGS = 50
+_WINDOW = 10
+"""Seconds that utilization looks back."""
+_CLOSE_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopWatch:
-    """How the event loop is watched.
+    """When the event loop counts as blocked.
 
-    ``threshold``  seconds the loop may be held before it counts as blocked, default 0.1
+    ``threshold``  seconds that callbacks may keep the loop from turning, default 0.1
 
-    Of several applications on one loop the first one's threshold holds.
+    The loop's timer beats four times a threshold (every 5 to 50 ms), and the lag of each beat
+    is measured.  A stretch shorter than the threshold is never told, one that is longer by a
+    beat always is, and its duration is right to half a beat.
+
+    Each block is counted once and logged once, when it ends: how long, the line seen there
+    most often (the innermost of the service's own code, if there is one), the task, and the
+    request and trace it works for.  One that lasts 5 s is logged then as well, with
+    ``still_blocked``, so that a hung loop isn't silent.
+
+    Not counted, and seen in the lag only: stretches in which the watching thread could not run
+    either while the loop's thread used no CPU, because then no line is to blame but a process
+    that was stopped, starved of CPU, or whose other threads kept the interpreter lock.
     """
 
     threshold: float = 0.1
@@ -51,7 +73,11 @@ class LoopWatch:
         check_positive("LoopWatch(threshold=...)", self.threshold, "seconds")
 
     def install(self, loop: asyncio.AbstractEventLoop, meter: Meter) -> LoopMonitor:
-        """Watch ``loop``, which must be running in this thread, until the result is closed."""
+        """Watch ``loop``, which runs in the calling thread, and report to ``meter``.
+
+        Applications on one loop share one watch, with the threshold of the first, and each
+        distinct meter hears everything once.
+        """
         watch = _watches.get(loop)
         if watch is None:
             watch = _watches[loop] = _Watch(loop, self.threshold)
@@ -59,203 +85,416 @@ class LoopWatch:
 
 
 class LoopMonitor:
-    """One application's share in the watch of its loop; readable from any thread."""
+    """One application's share in the watch of its loop.  All but `close` works from any thread."""
 
     def __init__(self, watch: _Watch, meter: Meter) -> None:
         self._watch = watch
         self._meter = meter
-        watch.meters.append(meter)
-
-    def utilization(self) -> float | None:
-        """Share of the last seconds that the loop's thread was on a CPU, 0 to 1; ``None`` if unknown."""
-        return self._watch.utilization()
-
-    def state(self) -> LoopState:
-        """What the task console shows of the loop."""
-        watch = self._watch
-        return LoopState(watch.lag, watch.utilization() or 0.0, watch.blocked_now())
-
-    def close(self) -> None:
-        """Stop; the last application on the loop to do so ends the watch."""
-        self._watch.meters.remove(self._meter)
-        if not self._watch.meters:
-            self._watch.close()
-
-
-class _Block:
-    """One stretch for which the loop is held, as far as it is known."""
-
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
-        self.task_name = None if task is None else task.get_name()
-        self.task_id = None if task is None else number_of(task)
-        self.exchange: Exchange | None = None if task is None else exchange_of(task)
-        self.stack: tuple[Frame, ...] = ()
-        self._seen: Counter[Frame] = Counter()
-
-    def look(self, thread_id: int) -> None:
-        """Read where the loop's thread is now."""
-        self.stack = stack_of(sys._current_frames().get(thread_id))
-        if self.stack:
-            self._seen[_culprit(self.stack)] += 1
+        self._open = True
+        watch.join(meter)
 
     @property
-    def line(self) -> Frame | None:
-        """Where it was seen most often."""
-        return self._seen.most_common(1)[0][0] if self._seen else None
+    def lag(self) -> float:
+        """Seconds by which the last beat was late."""
+        return self._watch.pulse.lag
 
+    def utilization(self) -> float | None:
+        """Share of the last 10 s that the loop's thread was on a CPU, 0 to 1.
 
-def _culprit(stack: tuple[Frame, ...]) -> Frame:
-    """The innermost frame of the service's own code, else the innermost of all."""
-    return next((frame for frame in stack if not _is_library(frame.file)), stack[0])
+        A thread that sleeps is not: blocking calls show as blocked seconds instead.  ``None``
+        where threads have no CPU clock (macOS).
+        """
+        return self._watch.usage.share()
 
+    def blocked_now(self) -> Blocked | None:
+        """What blocks the loop at this moment; ``None`` if nothing does, or for the loop's own thread."""
+        return self._watch.blocked_now()
 
-def _is_library(file: str) -> bool:
-    return file.startswith((_STDLIB, "<frozen ", _OURS)) or "site-packages" in file
+    def state(self) -> LoopState:
+        """All three, as the task console shows them."""
+        return LoopState(self.lag, self.utilization() or 0.0, self.blocked_now())
 
+    def close(self) -> None:
+        """Stop watching for this application; call it in the loop's thread.
 
-_STDLIB = asyncio.__file__.rpartition("asyncio")[0]
-_OURS = __file__.rpartition("loopwatch")[0]
+        The last one ends the timer and the thread, which it waits for, 2 s at most.  A second
+        call has no effect.
+        """
+        if self._open:
+            self._open = False
+            self._watch.leave(self._meter)
 
 
 class _Watch:
-    """The timer and the thread of one loop."""
+    """Pulse and watchdog of one loop, and the meters of the applications that want them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threshold: float) -> None:
-        self.meters: list[Meter] = []
-        self.lag = 0.0
         self._loop = loop
         self._threshold = threshold
-        self._interval = min(threshold / 4, 0.1)
-        self._thread_id = threading.get_ident()
-        self._cpu = _CpuShare(self._thread_id)
-        self._closed = threading.Event()
+        self._meters: list[Meter] = []
+        self._wake = threading.Event()
+        self._thread = _LoopThread(loop)
+        self.usage = _Usage(self._thread)
+        self.pulse = _Pulse(loop, threshold, self._wake)
+        self._watchdog = _Watchdog(self._thread, self.usage, self.pulse, threshold, self._wake, self._forget)
+
+    def join(self, meter: Meter) -> None:
+        self._meters.append(meter)
+        self.pulse.meters = tuple(dict.fromkeys(self._meters))
+
+    def leave(self, meter: Meter) -> None:
+        self._meters.remove(meter)
+        if self._meters:
+            self.pulse.meters = tuple(dict.fromkeys(self._meters))
+            return
+        self._forget()
+        self.pulse.stop()
+        self._watchdog.stop()
+
+    def blocked_now(self) -> Blocked | None:
+        pulse = self.pulse
+        overdue = perf_counter() - pulse.due
+        if overdue < self._threshold or threading.get_ident() == self._thread.ident:
+            return None
+        seen = self._thread.look(pulse.caller)
+        if seen is None:
+            return None
+        return Blocked(overdue + pulse.interval / 2, seen.task, seen.request_id, seen.trace_id, seen.stack)
+
+    def _forget(self) -> None:
+        if _watches.get(self._loop) is self:
+            del _watches[self._loop]
+
+
+_watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
+
+
+class _Pulse:
+    """The timer on the loop: ``due`` is when it beats next, ``late`` which beats came how late.
+
+    ``caller`` is the code that calls the loop's callbacks, as a thread's stack shows it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threshold: float, wake: threading.Event) -> None:
+        self.meters: tuple[Meter, ...] = ()
+        self.interval = min(max(threshold / 4, _SHORTEST_INTERVAL), _LONGEST_INTERVAL)
+        self.lag = 0.0
+        self.late: deque[tuple[float, float]] = deque(maxlen=16)
+        self.caller: CodeType | None = None
+        self.due = perf_counter()
+        self._loop = loop
+        self._threshold = threshold
+        self._wake = wake
+        self._timer: asyncio.Handle = loop.call_soon(self._beat)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._loop.is_running() and perf_counter() >= self.due:  # what blocks it just now is told too
+            self._measure()
+
+    def _beat(self) -> None:
+        self._timer = self._loop.call_later(self.interval, self._beat)
+        self.caller = sys._getframe(1).f_code
+        self._measure()
+
+    def _measure(self) -> None:
+        now = perf_counter()
+        due = self.due
+        # A timer may come a little early: on uvloop they count in whole milliseconds.
+        self.lag = lag = max(now - due, 0.0)
+        if lag >= self._threshold:
+            self.late.append((due, lag))
+            self._wake.set()
+        self.due = now + self.interval
+        _report(self.meters, lambda meter: meter.loop_lag(lag))
+
+
+class _Watchdog:
+    """The thread that looks while the pulse is overdue, and tells what it saw."""
+
+    def __init__(
+        self,
+        loop_thread: _LoopThread,
+        usage: _Usage,
+        pulse: _Pulse,
+        threshold: float,
+        wake: threading.Event,
+        over: Callable[[], None],
+    ) -> None:
+        self._loop_thread = loop_thread
+        self._usage = usage
+        self._pulse = pulse
+        self._threshold = threshold
+        # Early, so that even a block just over the threshold has been seen when it ends; not earlier,
+        # because each time this thread wakes it contends with a busy loop for the interpreter lock.
+        self._suspicious = threshold * 0.75
+        self._wake = wake
+        self._over = over
+        self._stopping = False
+        self._pause = 0.0
+        self._planned = perf_counter()
+        self._cpu = loop_thread.cpu_seconds()
         self._block: _Block | None = None
-        self._due = perf_counter() + self._interval
-        self._timer = loop.call_later(self._interval, self._tick)
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-loop-watch", daemon=True)
         self._thread.start()
 
-    def utilization(self) -> float | None:
-        return self._cpu.share
-
-    def blocked_now(self) -> Blocked | None:
-        block, since = self._block, self._due
-        if block is None:
-            return None
-        exchange = block.exchange
-        return Blocked(
-            round(perf_counter() - since, 3),
-            block.task_id,
-            None if exchange is None else exchange.request_id,
-            None if exchange is None else exchange.trace_id,
-            stack_of(sys._current_frames().get(self._thread_id)) or block.stack,
-        )
-
-    def close(self) -> None:
-        _watches.pop(self._loop, None)
-        self._closed.set()
-        self._timer.cancel()
-        self._thread.join(_CLOSE_SECONDS)
-
-    def _tick(self) -> None:
-        """On the loop, as late as the loop is."""
-        now = perf_counter()
-        self.lag = lag = max(0.0, now - self._due)
-        for meter in dict.fromkeys(self.meters):
-            meter.loop_lag(lag)
-        self._due = now + self._interval
-        self._timer = self._loop.call_later(self._interval, self._tick)
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(_CLOSE_TIMEOUT)
 
     def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._watch_once()
-            except Exception:
-                for meter in dict.fromkeys(self.meters):
-                    meter.internal_error("loop_watch")
-                self._closed.wait(self._threshold)
+        last = False
+        while not last:
+            self._planned = perf_counter() + self._pause
+            self._wake.wait(self._pause)
+            self._wake.clear()
+            last = self._stopping or (self._pulse.due < self._planned and self._loop_thread.is_gone())
+            self._pause = self._attend_safely()
+        self._over()
 
-    def _watch_once(self) -> None:
-        due = self._due
-        until = due + self._threshold
-        self._closed.wait(max(until - perf_counter(), 0.0))
-        self._cpu.read()
-        late = perf_counter() - until
-        if late > self._threshold / 4:  # we were held up ourselves: let the loop have its turn first
-            self._closed.wait(self._threshold / 4)
-        if self._due == due and not self._closed.is_set():
-            self._follow_block(due)
+    def _attend_safely(self) -> float:
+        try:
+            return min(self._attend(), _LONGEST_PAUSE)
+        except Exception:
+            _report(self._pulse.meters, lambda meter: meter.internal_error("loopwatch"))
+            return self._suspicious
 
-    def _follow_block(self, due: float) -> None:
-        block = self._block = _Block(_current_task(self._loop))
-        samples, told = 0, False
-        while self._due == due and not self._closed.is_set():
-            if samples < _MOST_SAMPLES:
-                block.look(self._thread_id)
-                samples += 1
-            if not told and perf_counter() - due > _HUNG_SECONDS:
-                told = True
-                _log("event loop still blocked after", perf_counter() - due, block)
-            self._closed.wait(_SAMPLE_INTERVAL if samples < _MOST_SAMPLES else self._threshold)
-        self._block = None
-        if self._due != due:
-            self._report(block, self._due - self._interval - due)
+    def _attend(self) -> float:
+        """Do what there is to do; returns the seconds until there may be more."""
+        due = self._pulse.due  # before the late beats: an end that is missed here is told next time
+        now = perf_counter()
+        starved = self._starved(now)
+        if self._block is not None:
+            self._block.starved += starved
+        self._tell_ended()
+        overdue = now - due
+        if overdue < self._suspicious:
+            return self._suspicious - overdue
+        block = self._block
+        if block is None or block.due != due:
+            block = self._block = _Block(due, min(starved, overdue))
+        self._look(block, overdue - block.starved)
+        return max(overdue, self._threshold) / 4
 
-    def _report(self, block: _Block, seconds: float) -> None:
-        if block.exchange is not None:
-            block.exchange.scope.meter.loop_blocked(seconds)
-        else:
-            for meter in dict.fromkeys(self.meters):
-                meter.loop_blocked(seconds)
-        _log("event loop blocked for", seconds, block)
+    def _starved(self, now: float) -> float:
+        """Seconds for which nothing ran: not this thread, which is late, nor the loop's, which used no CPU.
+
+        A callback that keeps the interpreter lock (a regular expression, one large sort) makes
+        this thread late too, but uses CPU meanwhile.
+        """
+        cpu = self._loop_thread.cpu_seconds()
+        used, self._cpu = cpu - self._cpu, cpu
+        self._usage.note(now, cpu)
+        late = now - self._planned
+        if late < self._threshold / 4:
+            return 0.0
+        # What it used while this thread was asleep as planned says nothing of the time since.
+        return max(late - max(used - self._pause, 0.0), 0.0)
+
+    def _look(self, block: _Block, lasting: float) -> None:
+        seen = self._loop_thread.look(self._pulse.caller)
+        if self._pulse.due != block.due:  # it ended meanwhile
+            return
+        block.add(seen)
+        if lasting >= _STILL_BLOCKED and block.seen and not block.told:
+            block.told = True
+            _tell(block, lasting + self._pulse.interval / 2, still=True)
+
+    def _tell_ended(self) -> None:
+        late = self._pulse.late
+        while late:
+            due, lag = late.popleft()
+            block = self._block
+            if block is not None and block.due == due:
+                self._block = None
+                self._end(block, lag - block.starved)
+
+    def _end(self, block: _Block, lasted: float) -> None:
+        if lasted < self._threshold or not block.seen:
+            return
+        # It began somewhere between two beats.
+        seconds = lasted + self._pulse.interval / 2
+        _report(self._pulse.meters, lambda meter: meter.loop_blocked(seconds))
+        _tell(block, seconds, still=False)
 
 
-_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Sighting:
+    """What the loop's thread was seen doing: ``place`` is the line to name.  Plain values only."""
+
+    place: Frame
+    task: int | None
+    task_name: str | None = field(compare=False)
+    request: str | None = field(compare=False)
+    request_id: str | None = field(compare=False)
+    trace_id: str | None = field(compare=False)
+    stack: tuple[Frame, ...] = field(compare=False)
+
+
+class _Block:
+    """What was seen while the beat that was due at ``due`` did not come."""
+
+    def __init__(self, due: float, starved: float) -> None:
+        self.due = due
+        self.starved = starved
+        self.told = False
+        self.looks = 0
+        self.seen: Counter[_Sighting] = Counter()
+
+    def add(self, seen: _Sighting | None) -> None:
+        self.looks += 1
+        if seen is not None and (seen in self.seen or len(self.seen) < _MOST_SIGHTINGS):
+            self.seen[seen] += 1
+
+
+class _LoopThread:
+    """The thread that runs the loop, seen from another one."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ident = threading.get_ident()
+        self.clock = _cpu_clock(self.ident)
+        self._loop = loop
+
+    def is_gone(self) -> bool:
+        """Whether nobody will run the loop any more."""
+        return self._loop.is_closed() or self.ident not in sys._current_frames()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the thread, of the whole process where threads have no clock."""
+        if self.clock is None:
+            return time.process_time()
+        try:
+            return self.clock()
+        except OSError:  # the thread has ended
+            return 0.0
+
+    def look(self, caller: CodeType | None) -> _Sighting | None:
+        """What it does now, ``None`` unless it is in a callback.  ``caller``: see `_Pulse`."""
+        if not self._loop.is_running():
+            return None
+        stack = _callback_stack(sys._current_frames().get(self.ident), caller)
+        return _sighting(stack, _current_task(self._loop)) if stack else None
+
+
+class _Usage:
+    """How much of the time a thread is on a CPU."""
+
+    def __init__(self, thread: _LoopThread) -> None:
+        self._thread = thread
+        self._noted = deque([(perf_counter(), thread.cpu_seconds())], maxlen=_WINDOW)
+
+    def note(self, now: float, cpu: float) -> None:
+        if now - self._noted[-1][0] >= 1.0:
+            self._noted.append((now, cpu))
+
+    def share(self) -> float | None:
+        since, before = self._noted[0]
+        elapsed = perf_counter() - since
+        if self._thread.clock is None or elapsed <= 0:
+            return None
+        return min(max((self._thread.cpu_seconds() - before) / elapsed, 0.0), 1.0)
+
+
+def _cpu_clock(ident: int) -> Callable[[], float] | None:
+    clock_of = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
+    return None if clock_of is None else partial(time.clock_gettime, clock_of(ident))
 
 
 def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task(loop)
-    except RuntimeError:
+    except RuntimeError:  # a loop implementation that answers in its own thread only
         return None
 
 
-def _log(what: str, seconds: float, block: _Block) -> None:
-    """In the watching thread: the loop is held, or has just got going again."""
-    line, exchange = block.line, block.exchange
-    fields: dict[str, Any] = {"blocked_ms": round(seconds * 1000, 1)}
-    message = f"{what} {seconds:.2f} s"
-    if line is not None:
-        fields |= {"code.function": line.function, "code.filepath": line.file, "code.lineno": line.line}
-        message += f" in {line.function} ({line.file.rpartition('/')[2]}:{line.line})"
-    if block.task_name is not None:
-        fields["task"] = block.task_name
-        message += f" by task {block.task_name}"
-    if exchange is not None:
-        ids = {"request_id": exchange.request_id, "trace_id": exchange.trace_id, "span_id": exchange.span_id}
-        fields |= {name: value for name, value in ids.items() if value is not None}
-        message += f", {exchange.method} {exchange.route}"
-    logger.warning("%s", message, extra=fields)
+_HANDLE_RUN = asyncio.Handle._run.__code__
 
 
-class _CpuShare:
-    """The share of a thread on a CPU, read from its CPU clock by another thread."""
+def _callback_stack(frame: FrameType | None, caller: CodeType | None) -> tuple[Frame, ...]:
+    """Where a loop's thread is within a callback, innermost first; empty if it isn't in one."""
+    stack: list[Frame] = []
+    while frame is not None and frame.f_code is not caller:
+        if len(stack) < _DEEPEST:
+            stack.append(place_of(frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    if frame is None:  # asyncio's select has no Handle._run beneath it
+        return ()
+    if not stack and caller is _HANDLE_RUN:  # a callback written in C, which has no frame
+        stack.append(place_of(frame.f_code, frame.f_lasti))
+    return tuple(stack)
 
-    def __init__(self, thread_id: int) -> None:
-        self.share: float | None = None
-        get_clock = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
-        self._clock: int | None = None if get_clock is None else get_clock(thread_id)
-        self._began = self._now()
 
-    def _now(self) -> tuple[float, float]:
-        return perf_counter(), 0.0 if self._clock is None else time.clock_gettime(self._clock)
+def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None) -> _Sighting:
+    place = next((frame for frame in stack if not _is_library(frame.file)), stack[0])
+    exchange = None if task is None else exchange_of(task)
+    return _Sighting(
+        place=place,
+        task=None if task is None else number_of(task),
+        task_name=None if task is None else task.get_name(),
+        request=None if exchange is None else f"{exchange.method} {exchange.route}",
+        request_id=None if exchange is None else exchange.request_id,
+        trace_id=None if exchange is None else exchange.trace_id,
+        stack=stack,
+    )
 
-    def read(self) -> None:
-        if self._clock is None:
-            return
-        wall, cpu = self._now()
-        elapsed = wall - self._began[0]
-        if elapsed < 1.0:
-            return
-        self.share = min(max((cpu - self._began[1]) / elapsed, 0.0), 1.0)
-        self._began = (wall, cpu)
+
+_INSIDE = tuple(
+    f"{path}/"
+    for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), PurePath(__file__).parent)
+)
+
+
+def _is_library(file: str) -> bool:
+    """Whether code is not the service's own: the standard library's, an installed package's or ours."""
+    return file.startswith(("<frozen ", *_INSIDE)) or "/site-packages/" in file or "/dist-packages/" in file
+
+
+def _tell(block: _Block, seconds: float, *, still: bool) -> None:
+    """Log it, in the watchdog's thread: the loop is blocked, or has just got going again."""
+    ((sighting, count),) = block.seen.most_common(1)
+    place = sighting.place
+    logger.warning(
+        "event loop %s %.2f s in %s (%s:%d) by %s%s",
+        "still blocked after" if still else "blocked for",
+        seconds,
+        place.function,
+        PurePath(place.file).name,
+        place.line,
+        _culprit(sighting),
+        "" if count == block.looks else f", seen there at {count} of {block.looks} looks",
+        extra=_fields(sighting, seconds, still),
+    )
+
+
+def _culprit(sighting: _Sighting) -> str:
+    if sighting.task_name is None:
+        return "a callback"
+    request = "" if sighting.request is None else f", {sighting.request}"
+    return f"task {sighting.task_name}{request}"
+
+
+def _fields(sighting: _Sighting, seconds: float, still: bool) -> dict[str, Any]:
+    """The ``extra`` of the log line: those that there are."""
+    place = sighting.place
+    fields = {
+        "blocked_ms": round(seconds * 1000, 1),
+        "code.function": place.function,
+        "code.filepath": place.file,
+        "code.lineno": place.line,
+        "still_blocked": still or None,
+        "task": sighting.task_name,
+        "request_id": sighting.request_id,
+        "trace_id": sighting.trace_id,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _report(meters: tuple[Meter, ...], to: Callable[[Meter], None]) -> None:
+    """Report ``to`` each meter; one that raises, against its contract, harms nobody."""
+    for meter in meters:
+        try:
+            to(meter)
+        except Exception:
+            with suppress(Exception):
+                meter.internal_error("loopwatch")
