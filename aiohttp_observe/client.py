@@ -7,6 +7,8 @@ given back, which is when the last byte was read or the response was closed.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -213,6 +215,7 @@ class _Call:
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestStartParams
     ) -> None:
         self._started = perf_counter()
+        self._handled_before = sys.exc_info()[1]
         self._method = sanitize_method(params.method)
         self._host, self._port = params.url.host or "", params.url.port
         exchange = current_exchange()
@@ -295,7 +298,9 @@ class _Call:
             return
         self._done = True
         seconds = perf_counter() - self._started
-        self._note_broken_body(None if response is None else response())
+        broken = None if response is None else _broken_by(response(), self._handled_before)
+        if broken is not None:
+            self._note_broken_body(broken)
         span: SpanIds | None = None
         if self._span is not None:
             ids = self._span.get_span_context()
@@ -305,11 +310,25 @@ class _Call:
             self._method, self._host, self._port, self._status, self._error, seconds, span
         )
 
-    def _note_broken_body(self, response: aiohttp.ClientResponse | None) -> None:
-        broken = None if response is None else response.content.exception()
-        if broken is None:
-            return
+    def _note_broken_body(self, broken: BaseException) -> None:
         self._error = type(broken).__qualname__
-        if self._span is not None:
-            self._span.set_attribute("error.type", self._error)
-            self._span.record_exception(broken)
+        if self._span is not None and self._scope is not None:
+            self._scope.tracer.fail(self._span, broken)
+
+
+def _broken_by(
+    response: aiohttp.ClientResponse | None, handled_before: BaseException | None
+) -> BaseException | None:
+    """What kept a response's body from being read to its end.
+
+    A caller that stops reading, since it needs no more or fails by itself, breaks nothing:
+    aiohttp then marks the body with a plain `aiohttp.ClientConnectionError`.  A timeout or a
+    cancellation makes it look the same, but is being handled while the response is closed.
+    """
+    broken = None if response is None else response.content.exception()
+    if type(broken) is not aiohttp.ClientConnectionError:
+        return broken
+    handled = sys.exc_info()[1]
+    if handled is handled_before:  # the whole call is within an ``except`` of the caller's
+        return None
+    return handled if isinstance(handled, (asyncio.TimeoutError, asyncio.CancelledError)) else None

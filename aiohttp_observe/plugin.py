@@ -216,7 +216,7 @@ class Observability:
 
     def _open_tracer(self, app: web.Application, tracer: ServerTracer) -> None:
         tracer.open(app)
-        if any(is_instrumented(nested) for nested in _nested(app)):
+        if any(is_instrumented(each) for each in (app, *_nested(app))):
             self.recorder.adapt = without_instrumentor
 
     def _watch_loop(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:

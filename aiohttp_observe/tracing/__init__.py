@@ -17,7 +17,7 @@ from ..exchange import Meter
 from ..options import check_flag, check_instance
 from .instrumentor import instrumentors_place, is_instrumented, without_instrumentor
 from .operation import operation
-from .provider import check_exporters
+from .provider import check_exporters, global_provider
 from .server import ServerTracer
 
 __all__ = [
@@ -61,6 +61,7 @@ class Tracing:
         check_flag("Tracing(set_global=...)", self.set_global)
 
     def install(self, meter: Meter) -> ServerTracer:
-        """Check the environment now; the provider is chosen when the tracer is opened."""
-        check_exporters()
+        """Check now what the environment asks of us; the provider is chosen when the tracer is opened."""
+        if self.provider is None and global_provider() is None:  # theirs may export by other means
+            check_exporters()
         return ServerTracer(self.provider, meter, self.service_name, set_global=self.set_global)

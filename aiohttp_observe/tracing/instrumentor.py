@@ -7,22 +7,34 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-__all__ = ["instrumentors_place", "is_instrumented", "without_instrumentor"]
+__all__ = ["instrumentors_place", "is_instrumented", "is_within_instrumentor", "without_instrumentor"]
 
 _INSTRUMENTOR = "opentelemetry.instrumentation.aiohttp_server"
+_OURS = "aiohttp_observe.middleware"
 
 
 def is_instrumented(app: web.Application) -> bool:
     """Whether the official instrumentor's middleware is one of ``app``'s own."""
-    return any(getattr(middleware, "__module__", "") == _INSTRUMENTOR for middleware in app.middlewares)
+    return _INSTRUMENTOR in _modules(app)
 
 
 def instrumentors_place(app: web.Application) -> int:
     """Where in ``app``'s middlewares ours belongs: just within the official instrumentor's, if it's there."""
-    for index, middleware in enumerate(app.middlewares):
-        if getattr(middleware, "__module__", "") == _INSTRUMENTOR:
-            return index + 1
-    return 0
+    modules = _modules(app)
+    return modules.index(_INSTRUMENTOR) + 1 if _INSTRUMENTOR in modules else 0
+
+
+def is_within_instrumentor(app: web.Application) -> bool:
+    """Whether ours is within the official instrumentor's middleware, whose span is current then.
+
+    It isn't where a service adds that middleware by hand after our set-up.
+    """
+    modules = _modules(app)
+    return _INSTRUMENTOR in modules and modules.index(_INSTRUMENTOR) < modules.index(_OURS)
+
+
+def _modules(app: web.Application) -> list[str]:
+    return [getattr(middleware, "__module__", "") for middleware in app.middlewares]
 
 
 def without_instrumentor(handler: Handler) -> Handler:

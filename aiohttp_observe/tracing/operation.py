@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span
 
 from ..exchange import current_scope
 from ..options import check_instance
 from ..tasks import name_operation
+from .span import fail
 
 __all__ = ["operation"]
 
@@ -121,8 +122,6 @@ def _end_operation(span: Span, exc: BaseException | None) -> str:
         span.set_attribute("error.type", "cancelled")
     elif exc is not None:
         outcome = "error"
-        span.set_attribute("error.type", type(exc).__qualname__)
-        span.record_exception(exc)
-        span.set_status(Status(StatusCode.ERROR, type(exc).__qualname__))
+        fail(span, exc)
     span.end()
     return outcome

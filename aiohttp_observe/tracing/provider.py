@@ -22,7 +22,7 @@ from opentelemetry.trace import ProxyTracerProvider, SpanContext
 
 from ..exchange import Meter
 
-__all__ = ["LINK", "build_provider", "check_exporters", "get_tracer", "global_provider"]
+__all__ = ["LINK", "OwnProvider", "check_exporters", "get_tracer", "global_provider"]
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.27.0"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -57,6 +57,10 @@ def _check_otlp() -> None:
             f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} isn't built in: use http/protobuf, "
             "or pass a provider of your own with Tracing(provider=...)"
         )
+    for name in _ENDPOINTS:
+        endpoint = os.environ.get(name, "")
+        if endpoint and not endpoint.lower().startswith(("http://", "https://")):
+            raise ValueError(f"{name} takes a URL such as 'http://localhost:4318', got {endpoint!r}")
     try:
         found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
     except ModuleNotFoundError:
@@ -68,18 +72,28 @@ def _check_otlp() -> None:
         )
 
 
-def build_provider(meter: Meter, service_name: str | None) -> TracerProvider:
+class OwnProvider(TracerProvider):
     """A provider as the ``OTEL_*`` variables describe it, but for an explicit service name."""
-    named = {} if service_name is None else {"service.name": service_name}
-    provider = TracerProvider(resource=Resource.create(named))
-    for name in check_exporters():
-        if name == "otlp":
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-            provider.add_span_processor(BatchSpanProcessor(_Counted(OTLPSpanExporter(), meter)))
-        elif name == "console":
-            provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter()))
-    return provider
+    def __init__(self, meter: Meter, service_name: str | None) -> None:
+        named = {} if service_name is None else {"service.name": service_name}
+        super().__init__(resource=Resource.create(named))
+        self._exporters = [_Counted(_exporter(name), meter) for name in check_exporters() if name != "none"]
+        for exporter in self._exporters:
+            self.add_span_processor(BatchSpanProcessor(exporter))
+
+    def give_up(self) -> None:
+        """Stop a `shutdown` that retries: what hasn't been exported by now is lost, and counted."""
+        for exporter in self._exporters:
+            exporter.shutdown()
+
+
+def _exporter(name: str) -> SpanExporter:
+    if name == "console":
+        return ConsoleSpanExporter()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
 
 
 class _Counted(SpanExporter):
@@ -88,18 +102,22 @@ class _Counted(SpanExporter):
     def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
         self._exporter = exporter
         self._meter = meter
+        self._shut_down = False
 
     def export(self, spans: Any) -> SpanExportResult:
         result = SpanExportResult.FAILURE
         try:
-            result = self._exporter.export(spans)
+            if not self._shut_down:
+                result = self._exporter.export(spans)
         finally:
             if result is not SpanExportResult.SUCCESS:
                 self._meter.dropped("spans", len(spans))
         return result
 
     def shutdown(self) -> None:
-        self._exporter.shutdown()
+        if not self._shut_down:
+            self._shut_down = True
+            self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._exporter.force_flush(timeout_millis)

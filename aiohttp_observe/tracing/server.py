@@ -28,13 +28,14 @@ from opentelemetry.util.http import (
 )
 
 from ..exchange import Exchange, Meter
-from .instrumentor import is_instrumented
-from .provider import LINK, build_provider, get_tracer, global_provider
-from .span import finish, starter
+from .instrumentor import is_within_instrumentor
+from .provider import LINK, OwnProvider, get_tracer, global_provider
+from .span import fail, finish, starter
 
 __all__ = ["ServerTracer"]
 
 _CLOSE_SECONDS = 5.0
+_GIVE_UP_SECONDS = 1.0
 _NOTHING = Context()
 _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
@@ -54,7 +55,7 @@ class ServerTracer:
         self._service_name = service_name
         self._set_global = set_global
         self._meter = meter
-        self._own: TracerProvider | None = None
+        self._own: OwnProvider | None = None
         self._spans: dict[Exchange, Span] = {}
         self._yields_to_instrumentor = False
         self._excluded = get_excluded_urls("AIOHTTP_SERVER")
@@ -70,10 +71,10 @@ class ServerTracer:
 
     def open(self, app: web.Application) -> None:
         """Choose the provider; see whether the official instrumentor traces ``app`` already."""
-        self._yields_to_instrumentor = is_instrumented(app)
+        self._yields_to_instrumentor = is_within_instrumentor(app)
         provider = self._given or global_provider()
         if provider is None:
-            provider = self._own = build_provider(self._meter, self._service_name)
+            provider = self._own = OwnProvider(self._meter, self._service_name)
             if self._set_global:
                 trace.set_tracer_provider(provider)
         self._use(provider)
@@ -87,15 +88,16 @@ class ServerTracer:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
         provider = self.provider
         if self._own is not None and not self._set_global:
-            await _within(self._own.shutdown)
+            await _shut_down(self._own)
         elif isinstance(provider, TracerProvider):
-            await _within(partial(provider.force_flush, int(_CLOSE_SECONDS * 1000)))
+            flush = partial(provider.force_flush, int(_CLOSE_SECONDS * 1000))
+            await asyncio.wait([_in_thread(flush)], timeout=_CLOSE_SECONDS)
 
     # Hooks of a request
 
     def started(self, exchange: Exchange, request: web.Request) -> None:
         if self._yields_to_instrumentor:
-            self._adopt_current(exchange)
+            _note_span(exchange, trace.get_current_span())
             return
         if self._excluded.url_disabled(request.path):
             return
@@ -132,11 +134,15 @@ class ServerTracer:
     def start(self, name: str, attributes: Mapping[str, Any]) -> Span:
         return self._tracer.start_span(name, attributes=attributes)
 
+    def fail(self, span: Span, exc: BaseException) -> None:
+        """Mark a span as failed, and record why."""
+        fail(span, exc)
+
     def detach(self, how: str) -> None:
         """In a new task's context: ``link`` or ``none`` its traces to where it came from; ``child`` stays."""
         if how == "child":
             return
-        LINK.set(_current_context() if how == "link" else None)
+        LINK.set(_current_context() or LINK.get() if how == "link" else None)
         context_api.attach(trace.set_span_in_context(trace.INVALID_SPAN))
 
     def _incoming(self, request: web.Request) -> Context:
@@ -146,11 +152,6 @@ class ServerTracer:
             if field in headers:
                 return _extract(request)
         return _NOTHING
-
-    def _adopt_current(self, exchange: Exchange) -> None:
-        span = trace.get_current_span()
-        if span.get_span_context().is_valid:
-            _note_span(exchange, span)
 
     def _span_name(self, exchange: Exchange, request: web.Request) -> str:
         key = (exchange.method, exchange.route)
@@ -189,9 +190,6 @@ class ServerTracer:
         return attributes
 
 
-_HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
-
-
 @lru_cache(maxsize=256)
 def _host_and_port(host: str) -> tuple[str, int | None]:
     """Split a ``Host`` header; a port that isn't one is left out."""
@@ -209,8 +207,10 @@ def _extract(request: web.Request) -> Context:
 
 
 def _note_span(exchange: Exchange, span: Span) -> None:
-    exchange.span = ids = span.get_span_context()
-    exchange.sampled = ids.trace_flags.sampled
+    ids = span.get_span_context()
+    if ids.is_valid:  # a provider that traces nothing gives every span the ids 0
+        exchange.span = ids
+        exchange.sampled = ids.trace_flags.sampled
 
 
 def _current_context() -> SpanContext | None:
@@ -223,10 +223,17 @@ def _is_our_error(exchange: Exchange) -> bool:
     return exchange.error_type is not None and exchange.status != 499
 
 
-async def _within(blocking: Callable[[], object]) -> None:
-    """Run ``blocking`` in a thread, and go on without it once the time limit is over."""
-    work = asyncio.get_running_loop().run_in_executor(None, blocking)
-    await asyncio.wait([work], timeout=_CLOSE_SECONDS)
+def _in_thread(blocking: Callable[[], object]) -> asyncio.Future[object]:
+    return asyncio.get_running_loop().run_in_executor(None, blocking)
+
+
+async def _shut_down(provider: OwnProvider) -> None:
+    """Export what is left; a collector that is down holds up neither us nor the end of the process."""
+    work = _in_thread(provider.shutdown)
+    done, _ = await asyncio.wait([work], timeout=_CLOSE_SECONDS)
+    if not done:
+        provider.give_up()
+        await asyncio.wait([work], timeout=_GIVE_UP_SECONDS)
 
 
 class _HeaderCapture:

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import Tracer
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, StaticSampler, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-__all__ = ["Starter", "finish", "starter"]
+__all__ = ["Starter", "fail", "finish", "starter"]
 
 Attributes = Callable[[], dict[str, Any]]
 Starter = Callable[[str, Context, Attributes], Span]
@@ -180,6 +180,14 @@ class ServerSpan(SdkSpan):
         processor = self._tracer.span_processor
         processor._on_ending(self)
         processor.on_end(self)
+
+
+def fail(span: Span, exc: BaseException) -> None:
+    """Mark a span as failed, and record why."""
+    name = type(exc).__qualname__
+    span.set_attribute("error.type", name)
+    span.record_exception(exc)
+    span.set_status(Status(StatusCode.ERROR, name))
 
 
 def finish(span: Span, status: int | None, error_type: str | None, failed: bool) -> None:
