@@ -460,7 +460,7 @@ async def test_the_link_does_not_leak_into_later_requests(spans: Spans) -> None:
 async def test_a_long_lived_worker_does_not_glue_requests_together(spans: Spans) -> None:
     """The worker that the first request starts serves the others without being in its trace."""
     jobs: asyncio.Queue[int] = asyncio.Queue()
-    workers = []
+    workers: list[asyncio.Task[None]] = []
 
     async def worker() -> None:
         while True:

@@ -1,10 +1,13 @@
-"""Outbound calls: spans, ids, durations and phases, over real sockets."""
+"""Outbound calls: one span each, the ids sent along, durations to the last byte, and phases."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import gc
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -12,11 +15,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import unused_port
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
+from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest
 
 from aiohttp_observe import (
     CLIENT_SESSION,
@@ -25,42 +28,104 @@ from aiohttp_observe import (
     Tracing,
     client_session,
     client_trace_config,
+    operation,
     request_id,
     setup_observability,
 )
-from tests.service import Service, serving, until
+from tests.service import PATIENCE, Service, serving, until
+from tests.spans import Spans, attributes, ids
 
 DURATION = "http_client_request_duration_seconds"
-PHASE = "http_client_phase_seconds_count"
+PHASES = "http_client_phase_seconds"
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+Call = Callable[["Pair", aiohttp.ClientSession], Awaitable[object]]
 
 
 class Pair:
-    """A front service that calls a back service, both observed."""
+    """A front service that calls a back service.  Both are observed, each on its own."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, spans: Spans) -> None:
         self.registry = registry
-        self.exporter = InMemorySpanExporter()
-        self.back_exporter = InMemorySpanExporter()
+        self.spans = spans
+        self.back_spans = Spans()
         self.heard: list[dict[str, str]] = []
+        self.goes_on = asyncio.Event()
         self.front = web.Application()
-        self.back = web.Application()
-        self._set_up(self.front, Metrics(registry=registry), self.exporter)
-        self._set_up(self.back, Metrics(registry=CollectorRegistry()), self.back_exporter)
+        self.back = self._made_back()
+        self._observe(self.front, registry, spans)
+        self._observe(self.back, CollectorRegistry(), self.back_spans)
         self.target = ""
 
-    def _set_up(self, app: web.Application, metrics: Metrics, exporter: InMemorySpanExporter) -> None:
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
-        setup_observability(app, metrics=metrics, logs=None, tracing=Tracing(provider=provider))
+    def _observe(self, app: web.Application, registry: CollectorRegistry, spans: Spans) -> None:
+        setup_observability(
+            app, metrics=Metrics(registry=registry), logs=None, tracing=Tracing(provider=spans.provider)
+        )
 
-    @property
-    def clients(self) -> list[ReadableSpan]:
-        return [span for span in self.exporter.get_finished_spans() if span.kind is SpanKind.CLIENT]
+    def _made_back(self) -> web.Application:
+        back = web.Application()
+        back.router.add_get("/status/{status}", self._answer)
+        back.router.add_get("/two-parts", self._answer_in_two_parts)
+        back.router.add_get("/never", self._never_answer)
+        back.router.add_get("/endless", self._answer_without_end)
+        back.router.add_get("/redirect/{times}", self._redirect)
+        back.router.add_get("/cut", self._break_off)
+        back.router.add_get("/socket", self._echo)
+        return back
 
-    async def the_client_span(self) -> ReadableSpan:
-        await until(lambda: self.clients, "a client span")
-        (span,) = self.clients
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.heard.append(dict(request.headers))
+        return web.Response(status=int(request.match_info["status"]), text="body")
+
+    async def _answer_in_two_parts(self, request: web.Request) -> web.StreamResponse:
+        """The second part comes when the test lets it."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        with suppress(ConnectionError):
+            await self.goes_on.wait()
+            await response.write(b"last")
+        return response
+
+    async def _never_answer(self, request: web.Request) -> web.Response:
+        await until(lambda: request.transport is None, "the client to leave")
+        return web.Response()
+
+    async def _answer_without_end(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        await until(lambda: request.transport is None, "the client to leave")
+        return response
+
+    async def _redirect(self, request: web.Request) -> web.Response:
+        self.heard.append(dict(request.headers))
+        times = int(request.match_info["times"])
+        raise web.HTTPFound(f"/redirect/{times - 1}" if times > 1 else "/status/200")
+
+    async def _break_off(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"first")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def _echo(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(message.data)
+        return socket
+
+    async def the_span(self) -> ReadableSpan:
+        await until(lambda: self.spans.clients, "a client span")
+        (span,) = self.spans.clients
         return span
+
+    def counted(self, **labels: str) -> float:
+        """How many calls with these labels have ended."""
+        return self.sample(f"{DURATION}_count", **labels)
 
     def sample(self, name: str, **labels: str) -> float:
         """The sum over the series that have these labels."""
@@ -71,248 +136,505 @@ class Pair:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    def phases(self) -> dict[str, float]:
+        """How often each phase was seen."""
+        return {
+            sample.labels["phase"]: sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == f"{PHASES}_count"
+        }
+
+
+@pytest.fixture
+def spans() -> Spans:
+    return Spans()
+
+
+@pytest.fixture
+def pair(registry: CollectorRegistry, spans: Spans) -> Pair:
+    return Pair(registry, spans)
+
 
 @asynccontextmanager
-async def serving_pair(registry: CollectorRegistry, call: Any) -> AsyncIterator[tuple[Pair, Service]]:
-    """``call(pair, session)`` runs within each request to the front service's ``/``."""
-    pair = Pair(registry)
+async def serving_pair(pair: Pair, call: Call) -> AsyncIterator[Service]:
+    """Each ``GET /`` of the front service runs ``call(pair, session)`` and answers what it returns."""
 
     async def front(request: web.Request) -> web.Response:
         return web.Response(text=str(await call(pair, request.app[CLIENT_SESSION])))
 
-    async def back(request: web.Request) -> web.Response:
-        pair.heard.append(dict(request.headers))
-        return web.Response(status=int(request.match_info["status"]), text="body")
-
-    async def slow_body(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for _ in range(3):
-            await response.write(b"x" * 10)
-            await asyncio.sleep(0.1)
-        return response
-
-    async def hang(request: web.Request) -> web.Response:
-        await asyncio.sleep(30)
-        return web.Response()
-
-    async def redirect(request: web.Request) -> web.Response:
-        raise web.HTTPFound("/status/200")
-
-    async def cut(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "100"})
-        await response.prepare(request)
-        await response.write(b"x")
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
     pair.front.router.add_get("/", front)
-    pair.back.router.add_get("/status/{status}", back)
-    pair.back.router.add_get("/slow", slow_body)
-    pair.back.router.add_get("/hang", hang)
-    pair.back.router.add_get("/redirect", redirect)
-    pair.back.router.add_get("/cut", cut)
-    async with (
-        serving(pair.back, handler_cancellation=True) as back_service,
-        serving(pair.front) as front_service,
-    ):
-        pair.target = back_service.url("")
-        yield pair, front_service
+    async with serving(pair.back, shutdown_timeout=0.1) as back, serving(pair.front) as service:
+        pair.target = back.url("")
+        yield service
 
 
-async def test_two_services_share_one_trace_and_request_id(registry: CollectorRegistry) -> None:
+async def call_once(pair: Pair, call: Call) -> None:
+    """Make the front service ``call`` in a request, and see that nothing failed there."""
+    async with serving_pair(pair, call) as service:
+        assert (await service.get("/")).status == 200
+
+
+async def fetch(pair: Pair, session: aiohttp.ClientSession) -> str:
+    async with session.get(f"{pair.target}/status/200") as response:
+        return await response.text()
+
+
+# One trace, one request id
+
+
+async def test_two_services_share_one_trace_and_request_id(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> str | None:
-        async with session.get(f"{pair.target}/status/200") as response:
-            await response.read()
+        await fetch(pair, session)
         return request_id()
 
-    async with serving_pair(registry, call) as (pair, service):
+    async with serving_pair(pair, call) as service:
         answer = await service.get("/")
-        await until(lambda: len(pair.exporter.get_finished_spans()) == 2, "two spans")
-        await until(pair.back_exporter.get_finished_spans, "the other's span")
-    (client,) = pair.clients
-    (server,) = (span for span in pair.exporter.get_finished_spans() if span.kind is SpanKind.SERVER)
-    (beyond,) = pair.back_exporter.get_finished_spans()
-    assert client.parent == server.get_span_context()
+    (client,), (server,), (beyond,) = pair.spans.clients, pair.spans.servers, pair.back_spans.servers
+    assert client.parent == ids(server)
     assert beyond.parent is not None
-    assert client.context is not None
-    assert beyond.parent.span_id == client.context.span_id
-    assert {span.context and span.context.trace_id for span in (client, beyond)} == {client.context.trace_id}
+    assert beyond.parent.span_id == ids(client).span_id
+    assert ids(server).trace_id == ids(client).trace_id == ids(beyond).trace_id
     assert pair.heard[0]["X-Request-ID"] == answer.text == answer.request_id
-    assert dict(client.attributes or {})["http.response.status_code"] == 200
-    assert dict(client.attributes or {})["server.address"] == "127.0.0.1"
+    assert pair.heard[0]["traceparent"].split("-")[2] == f"{ids(client).span_id:016x}"
 
 
-async def test_an_id_that_the_service_sends_itself_stays(registry: CollectorRegistry) -> None:
+async def test_the_span_follows_the_conventions(pair: Pair) -> None:
+    await call_once(pair, fetch)
+    span = await pair.the_span()
+    said = attributes(span)
+    assert span.name == "GET"
+    assert said["http.request.method"] == "GET"
+    assert said["url.full"] == f"{pair.target}/status/200"
+    assert (said["server.address"], said["server.port"]) == ("127.0.0.1", int(pair.target.rpartition(":")[2]))
+    assert said["http.response.status_code"] == 200
+    assert span.status.status_code is StatusCode.UNSET
+
+
+async def test_a_call_within_an_operation_is_under_it(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async with session.get(f"{pair.target}/status/200", headers={"X-Request-ID": "own"}) as response:
-            await response.read()
+        with operation("stock"):
+            await fetch(pair, session)
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-    assert pair.heard[0]["X-Request-ID"] == "own"
+    await call_once(pair, call)
+    assert (await pair.the_span()).parent == ids(pair.spans.named("stock"))
 
 
-async def test_a_call_lasts_until_its_last_byte(registry: CollectorRegistry) -> None:
+async def test_a_call_leaves_the_current_span_as_it_was(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async with session.get(f"{pair.target}/slow") as response:
-            async for _ in response.content.iter_any():
-                pass
+        await fetch(pair, session)
+        with suppress(aiohttp.ClientError):
+            await session.get(f"http://127.0.0.1:{unused_port()}/")
+        with operation("after"):
+            pass
 
-    async with serving_pair(registry, call) as (pair, service):
+    await call_once(pair, call)
+    assert pair.spans.named("after").parent == ids(pair.spans.servers[0])
+
+
+async def test_tracestate_and_baggage_go_on(pair: Pair) -> None:
+    headers = {"traceparent": PARENT, "tracestate": "vendor=1", "baggage": "tenant=acme"}
+    async with serving_pair(pair, fetch) as service:
+        await service.get("/", headers=headers)
+    assert pair.heard[0]["traceparent"].split("-")[1] == PARENT.split("-")[1]
+    assert (pair.heard[0]["tracestate"], pair.heard[0]["baggage"]) == ("vendor=1", "tenant=acme")
+
+
+async def test_an_unsampled_trace_stays_so_beyond(registry: CollectorRegistry) -> None:
+    pair = Pair(registry, Spans(sampler=ALWAYS_OFF))
+    await call_once(pair, fetch)
+    assert pair.heard[0]["traceparent"].endswith("-00")
+    assert (pair.spans.all, pair.back_spans.all) == ((), ())
+    assert pair.counted() == 1
+
+
+async def test_an_id_that_the_service_sends_itself_stays(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        headers = {"x-request-id": "own"}
+        async with session.get(f"{pair.target}/status/200", headers=headers) as response:
+            assert response.headers["X-Request-ID"] == "own"
+
+    await call_once(pair, call)
+    sent = {name.lower(): value for name, value in pair.heard[0].items()}
+    assert sent["x-request-id"] == "own"
+
+
+async def test_the_request_id_can_be_kept_back(registry: CollectorRegistry) -> None:
+    pair = Pair(CollectorRegistry(), Spans())
+    app = web.Application()
+
+    async def call(request: web.Request) -> web.Response:
+        return web.Response(text=await fetch(pair, request.app[CLIENT_SESSION]))
+
+    app.router.add_get("/", call)
+    metrics = Metrics(registry=registry)
+    setup_observability(app, metrics=metrics, logs=None, client=Client(send_request_id=False))
+    async with serving(pair.back) as back, serving(app) as service:
+        pair.target = back.url("")
         await service.get("/")
-        span = await pair.the_client_span()
-    assert (span.end_time or 0) - (span.start_time or 0) >= 0.19e9
-    assert pair.sample(f"{DURATION}_sum") >= 0.19
-    assert pair.sample(f"{DURATION}_count", http_response_status_code="200") == 1
+    assert "X-Request-ID" not in pair.heard[0]
+    assert "traceparent" in pair.heard[0]
+
+
+async def test_outside_of_requests_there_is_no_request_id_but_a_trace(pair: Pair) -> None:
+    async with serving_pair(pair, fetch):
+        await fetch(pair, pair.front[CLIENT_SESSION])
+    assert "X-Request-ID" not in pair.heard[0]
+    assert (await pair.the_span()).parent is None
+    assert pair.counted() == 1
+
+
+# To the last byte
+
+
+async def test_a_call_lasts_until_its_last_byte(pair: Pair) -> None:
+    open_after_headers = []
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.get(f"{pair.target}/two-parts") as response:
+            assert await response.content.readexactly(5) == b"first"
+            await asyncio.sleep(0.05)
+            open_after_headers.append((pair.spans.clients, pair.counted()))
+            pair.goes_on.set()
+            assert await response.read() == b"last"
+
+    await call_once(pair, call)
+    span = await pair.the_span()
+    assert open_after_headers == [([], 0)]
+    assert pair.counted(http_response_status_code="200", error_type="") == 1
+    assert pair.sample(f"{DURATION}_sum") >= 0.05
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.end_time - span.start_time >= 0.05e9
+
+
+async def test_a_response_without_a_body_ends_at_its_headers(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.head(f"{pair.target}/status/200"):
+            assert pair.counted(http_request_method="HEAD") == 1
+
+    await call_once(pair, call)
+    await pair.the_span()
 
 
 @pytest.mark.parametrize("status", [404, 503])
-async def test_an_error_status_is_an_error_to_the_client(status: int, registry: CollectorRegistry) -> None:
+async def test_an_error_status_is_an_error_to_the_client(status: int, pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         async with session.get(f"{pair.target}/status/{status}") as response:
             await response.read()
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        span = await pair.the_client_span()
+    await call_once(pair, call)
+    span = await pair.the_span()
     assert span.status.status_code is StatusCode.ERROR
-    assert dict(span.attributes or {})["error.type"] == str(status)
-    assert (
-        pair.sample(f"{DURATION}_count", http_response_status_code=str(status), error_type=str(status)) == 1
-    )
+    assert attributes(span)["error.type"] == str(status)
+    assert pair.counted(http_response_status_code=str(status), error_type=str(status)) == 1
 
 
-async def test_redirects_are_one_call(registry: CollectorRegistry) -> None:
+async def test_redirects_are_one_call(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async with session.get(f"{pair.target}/redirect") as response:
+        async with session.get(f"{pair.target}/redirect/3") as response:
             await response.read()
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        span = await pair.the_client_span()
-    assert dict(span.attributes or {})["http.response.status_code"] == 200
-    assert pair.sample(f"{DURATION}_count") == 1
-    assert pair.sample(PHASE, phase="first_byte") == 2
+    await call_once(pair, call)
+    assert attributes(await pair.the_span())["http.response.status_code"] == 200
+    assert pair.counted() == pair.counted(http_response_status_code="200") == 1
+    assert pair.phases()["first_byte"] == 4
+    assert len({sent["X-Request-ID"] for sent in pair.heard}) == 1
+    assert len({sent["traceparent"] for sent in pair.heard}) == 1
 
 
-async def test_a_refused_connection_is_told(registry: CollectorRegistry) -> None:
+async def test_redirects_without_end_are_told(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(aiohttp.TooManyRedirects):
+            await session.get(f"{pair.target}/redirect/9", max_redirects=2)
+
+    await call_once(pair, call)
+    await pair.the_span()
+    assert pair.counted() == pair.counted(error_type="TooManyRedirects") == 1
+
+
+async def test_a_websocket_lasts_as_long_as_it(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.ws_connect(f"{pair.target}/socket") as socket:
+            await socket.send_str("hello")
+            assert (await socket.receive(PATIENCE)).data == "hello"
+            assert (pair.spans.clients, pair.counted()) == ([], 0)
+
+    await call_once(pair, call)
+    assert attributes(await pair.the_span())["http.response.status_code"] == 101
+    assert pair.counted(http_response_status_code="101", error_type="") == 1
+
+
+# What goes wrong
+
+
+async def test_a_refused_connection_is_told(pair: Pair) -> None:
     port = unused_port()
 
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         with pytest.raises(aiohttp.ClientConnectorError):
             await session.get(f"http://127.0.0.1:{port}/")
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        span = await pair.the_client_span()
+    await call_once(pair, call)
+    span = await pair.the_span()
     assert span.status.status_code is StatusCode.ERROR
-    assert pair.sample(f"{DURATION}_count", error_type="ClientConnectorError", server_port=str(port)) == 1
+    assert attributes(span)["error.type"] == "ClientConnectorError"
+    assert [event.name for event in span.events] == ["exception"]
+    series = {"error_type": "ClientConnectorError", "server_port": str(port), "http_response_status_code": ""}
+    assert pair.counted() == pair.counted(**series) == 1
 
 
-async def test_a_timeout_and_a_cancellation_are_told(registry: CollectorRegistry) -> None:
+async def test_a_name_that_is_not_known_is_told(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await session.get(f"{pair.target}/hang", timeout=aiohttp.ClientTimeout(total=0.1))
-        waiting = asyncio.ensure_future(session.get(f"{pair.target}/hang"))
-        await asyncio.sleep(0.05)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
+        with pytest.raises(aiohttp.ClientConnectorDNSError):
+            await session.get("http://nowhere.invalid/")
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        await until(lambda: len(pair.clients) == 2, "two client spans")
-    assert pair.sample(f"{DURATION}_count", error_type="TimeoutError") == 1
-    assert pair.sample(f"{DURATION}_count", error_type="CancelledError") == 1
+    await call_once(pair, call)
+    await pair.the_span()
+    series = {"error_type": "ClientConnectorDNSError", "server_address": "nowhere.invalid"}
+    assert pair.counted() == pair.counted(**series) == 1
 
 
-async def test_a_body_that_breaks_off_is_told(registry: CollectorRegistry) -> None:
+async def run_out_of_time(session: aiohttp.ClientSession, url: str) -> None:
+    with pytest.raises(asyncio.TimeoutError):
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=0.1)) as response:
+            await response.read()
+
+
+async def run_out_of_time_while_reading_pieces(session: aiohttp.ClientSession, url: str) -> None:
+    async def read() -> None:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=0.1)) as response:
+            async for _ in response.content:
+                pass
+
+    with pytest.raises(asyncio.TimeoutError):
+        await read()
+
+
+async def run_out_of_the_callers_time(session: aiohttp.ClientSession, url: str) -> None:
+    async def read() -> None:
+        async with session.get(url) as response:
+            await response.read()
+
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), 0.1)
+
+
+async def wait_too_long_for_a_byte(session: aiohttp.ClientSession, url: str) -> None:
+    with pytest.raises(asyncio.TimeoutError):
+        async with session.get(url, timeout=aiohttp.ClientTimeout(sock_read=0.1)) as response:
+            await response.read()
+
+
+async def be_cancelled(session: aiohttp.ClientSession, url: str) -> None:
+    async def read() -> None:
+        async with session.get(url) as response:
+            begun.set()
+            await response.read()
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(read())
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(begun.wait(), 0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("path", ["/never", "/endless"])
+@pytest.mark.parametrize(
+    ("give_up", "error"),
+    [
+        (run_out_of_time, "TimeoutError"),
+        (run_out_of_time_while_reading_pieces, "TimeoutError"),
+        (run_out_of_the_callers_time, "CancelledError"),
+        (wait_too_long_for_a_byte, "SocketTimeoutError"),
+        (be_cancelled, "CancelledError"),
+    ],
+)
+async def test_timeouts_and_cancellations_are_told_before_and_within_the_body(
+    give_up: Callable[[aiohttp.ClientSession, str], Awaitable[None]], error: str, path: str, pair: Pair
+) -> None:
+    await call_once(pair, lambda pair, session: give_up(session, f"{pair.target}{path}"))
+    span = await pair.the_span()
+    assert span.status.status_code is StatusCode.ERROR
+    assert attributes(span)["error.type"] == error
+    assert pair.counted() == pair.counted(error_type=error) == 1
+    status = "200" if path == "/endless" else ""
+    assert pair.counted(http_response_status_code=status) == 1
+
+
+async def test_a_body_that_breaks_off_is_told(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         async with session.get(f"{pair.target}/cut") as response:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await response.read()
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        await pair.the_client_span()
-    assert pair.sample(f"{DURATION}_count", error_type="ClientPayloadError") == 1
+    await call_once(pair, call)
+    span = await pair.the_span()
+    assert span.status.status_code is StatusCode.ERROR
+    assert attributes(span)["error.type"] == "ClientPayloadError"
+    assert pair.counted() == pair.counted(error_type="ClientPayloadError") == 1
 
 
-async def test_waiting_for_a_pooled_connection_is_a_phase_of_its_own(registry: CollectorRegistry) -> None:
+async def leave_it_unread(response: aiohttp.ClientResponse) -> None:
+    pass
+
+
+async def close_it(response: aiohttp.ClientResponse) -> None:
+    response.close()
+
+
+async def read_some_of_it(response: aiohttp.ClientResponse) -> None:
+    assert await response.content.readexactly(5) == b"first"
+
+
+@pytest.mark.parametrize("end", [leave_it_unread, close_it, read_some_of_it])
+async def test_a_caller_that_needs_no_more_is_no_error(
+    end: Callable[[aiohttp.ClientResponse], Awaitable[None]], pair: Pair
+) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async def get(narrow: aiohttp.ClientSession) -> None:
-            async with narrow.get(f"{pair.target}/slow") as response:
-                await response.read()
+        async with session.get(f"{pair.target}/endless") as response:
+            await end(response)
 
-        async with client_session(connector=aiohttp.TCPConnector(limit=1)) as narrow:
-            await asyncio.gather(get(narrow), get(narrow))
-
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        await until(lambda: len(pair.clients) == 2, "two client spans")
-    assert pair.sample(PHASE, phase="queue") == 1
-    assert pair.sample("http_client_phase_seconds_sum", phase="queue") > 0.1
-    assert pair.sample(PHASE, phase="connect") >= 1
+    await call_once(pair, call)
+    span = await pair.the_span()
+    assert (span.status.status_code, attributes(span).get("error.type")) == (StatusCode.UNSET, None)
+    assert pair.counted() == pair.counted(http_response_status_code="200", error_type="") == 1
 
 
-async def test_looking_up_a_name_is_a_phase_of_its_own(registry: CollectorRegistry) -> None:
+async def test_what_the_callers_code_raises_is_not_blamed_on_the_call(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async with session.get(f"{pair.target}/status/200".replace("127.0.0.1", "localhost")) as response:
-            await response.read()
+        with pytest.raises(ValueError, match="not what we wanted"):
+            async with session.get(f"{pair.target}/endless"):
+                raise ValueError("not what we wanted")
 
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        await pair.the_client_span()
-    assert pair.sample(PHASE, phase="dns", server_address="localhost") == 1
+    await call_once(pair, call)
+    assert pair.counted() == pair.counted(error_type="") == 1
 
 
-async def test_a_response_dropped_unread_gives_its_connection_back(registry: CollectorRegistry) -> None:
+async def test_a_second_try_is_not_blamed_for_the_first(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async with client_session(connector=aiohttp.TCPConnector(limit=1)) as narrow:
-            for _ in range(3):
-                response = await narrow.get(f"{pair.target}/slow")
-                response.close()
-            response = await asyncio.wait_for(narrow.get(f"{pair.target}/status/200"), 10)
-            response.release()
-
-    async with serving_pair(registry, call) as (pair, service):
-        assert (await service.get("/")).status == 200
-        await until(lambda: len(pair.clients) == 4, "four client spans")
-    assert pair.sample(f"{DURATION}_count") == 4
-
-
-async def test_a_session_of_ones_own_can_be_observed(registry: CollectorRegistry) -> None:
-    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        own = aiohttp.ClientSession(trace_configs=[client_trace_config(pair.front)])
-        async with own, own.get(f"{pair.target}/status/200") as response:
-            await response.read()
-
-    async with serving_pair(registry, call) as (pair, service):
-        await service.get("/")
-        await pair.the_client_span()
-    assert pair.sample(f"{DURATION}_count") == 1
-
-
-async def test_with_the_official_instrumentor_there_is_one_client_span(registry: CollectorRegistry) -> None:
-    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        async with (
-            client_session() as instrumented,
-            instrumented.get(f"{pair.target}/status/200") as response,
-        ):
-            await response.read()
-
-    async with serving_pair(registry, call) as (pair, service):
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(pair.exporter))
-        AioHttpClientInstrumentor().instrument(tracer_provider=provider)
         try:
-            await service.get("/")
-            await until(lambda: pair.clients, "the client span")
-        finally:
-            AioHttpClientInstrumentor().uninstrument()
-        assert len(pair.clients) == 1
-    assert pair.sample(f"{DURATION}_count") == 1
+            raise asyncio.TimeoutError
+        except asyncio.TimeoutError:
+            async with session.get(f"{pair.target}/endless"):
+                pass
+
+    await call_once(pair, call)
+    assert pair.counted() == pair.counted(error_type="") == 1
+
+
+async def test_a_provider_that_fails_costs_no_call(registry: CollectorRegistry) -> None:
+    class Broken(Sampler):
+        def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+            raise ZeroDivisionError
+
+        def get_description(self) -> str:
+            return "Broken"
+
+    pair = Pair(registry, Spans(sampler=Broken()))
+    async with serving_pair(pair, fetch) as service:
+        assert (await service.get("/")).text == "body"
+    assert pair.sample("aiohttp_observe_internal_errors_total", observer="client") >= 1
+
+
+# Connections
+
+
+async def test_a_response_that_is_never_read_gives_its_connection_back(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with client_session(pair.front, connector=aiohttp.TCPConnector(limit=1)) as narrow:
+            for _ in range(3):
+                response = await narrow.get(f"{pair.target}/endless")
+                response.close()
+            for _ in range(3):
+                await narrow.get(f"{pair.target}/status/200")
+                gc.collect()
+            assert await asyncio.wait_for(fetch(pair, narrow), PATIENCE) == "body"
+
+    await call_once(pair, call)
+    assert pair.counted() == len(pair.spans.clients) == 7
+
+
+async def test_a_call_keeps_no_response_alive(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.get(f"{pair.target}/status/200") as response:
+            await response.read()
+        gone = weakref.ref(response)
+        del response
+        gc.collect()
+        assert gone() is None
+
+    await call_once(pair, call)
+
+
+# Phases
+
+
+async def test_a_new_connection_has_its_phases_and_a_kept_one_has_not(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        await fetch(pair, session)
+        assert pair.phases() == {"connect": 1, "first_byte": 1}
+        await fetch(pair, session)
+
+    await call_once(pair, call)
+    assert pair.phases() == {"connect": 1, "first_byte": 2}
+
+
+async def test_looking_up_a_name_is_a_phase_of_its_own(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        url = f"{pair.target}/status/200".replace("127.0.0.1", "localhost")
+        async with session.get(url) as response:
+            await response.read()
+
+    await call_once(pair, call)
+    assert pair.phases() == {"dns": 1, "connect": 1, "first_byte": 1}
+    assert pair.sample(f"{PHASES}_count", server_address="localhost") == 3
+    assert pair.sample(f"{PHASES}_sum") <= pair.sample(f"{DURATION}_sum")
+
+
+async def test_waiting_for_a_pooled_connection_is_a_phase_of_its_own(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with client_session(pair.front, connector=aiohttp.TCPConnector(limit=1)) as narrow:
+            response = await narrow.get(f"{pair.target}/two-parts")
+            second = asyncio.create_task(fetch(pair, narrow))
+            await asyncio.sleep(0.05)
+            pair.goes_on.set()
+            await response.read()
+            await second
+
+    await call_once(pair, call)
+    assert pair.phases()["queue"] == 1
+    assert pair.sample(f"{PHASES}_sum", phase="queue") >= 0.04
+
+
+async def test_waiting_in_vain_for_a_connection_is_in_that_phase_too(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with client_session(pair.front, connector=aiohttp.TCPConnector(limit=1)) as narrow:
+            response = await narrow.get(f"{pair.target}/endless")
+            with pytest.raises(asyncio.TimeoutError):
+                await narrow.get(f"{pair.target}/status/200", timeout=aiohttp.ClientTimeout(total=0.1))
+            response.close()
+
+    await call_once(pair, call)
+    assert pair.phases()["queue"] == 1
+    assert pair.sample(f"{PHASES}_sum", phase="queue") >= 0.09
+
+
+# Metrics and traces together
+
+
+async def test_a_calls_exemplar_is_its_own_span(pair: Pair) -> None:
+    await call_once(pair, fetch)
+    span = await pair.the_span()
+    exposition = generate_latest(pair.registry).decode()  # type: ignore[no-untyped-call]
+    (line,) = (
+        line
+        for line in exposition.splitlines()
+        if line.startswith(f"{DURATION}_bucket") and "trace_id" in line
+    )
+    assert f'trace_id="{ids(span).trace_id:032x}"' in line
 
 
 async def test_hosts_beyond_the_limit_are_one(registry: CollectorRegistry) -> None:
@@ -340,9 +662,181 @@ async def test_hosts_beyond_the_limit_are_one(registry: CollectorRegistry) -> No
     assert ("_other", "") in hosts
 
 
-async def test_the_shared_session_is_closed_at_clean_up(registry: CollectorRegistry) -> None:
+async def test_methods_that_are_not_standard_are_one(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        for method in ("PURGE", "PROPFIND"):
+            async with session.request(method, f"{pair.target}/status/200"):
+                pass
+
+    await call_once(pair, call)
+    assert pair.counted() == pair.counted(http_request_method="_OTHER") == 2
+
+
+async def test_no_secret_of_a_url_is_in_a_span(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        url = f"{pair.target}/status/200?Signature=hush".replace("//", "//user:hush@")
+        async with session.get(url, headers={"X-Token": "hush"}):
+            pass
+
+    await call_once(pair, call)
+    assert "hush" not in (await pair.the_span()).to_json()
+
+
+async def test_headers_are_captured_as_asked(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST", "x-.*")
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE", "content-type")
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS", "x-token")
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.get(f"{pair.target}/status/200", headers={"X-Token": "hush", "X-Tag": "a"}):
+            pass
+
+    await call_once(pair, call)
+    said = attributes(await pair.the_span())
+    assert said["http.request.header.x_tag"] == ("a",)
+    assert said["http.request.header.x_token"] == ("[REDACTED]",)
+    assert said["http.response.header.content_type"] == ("text/plain; charset=utf-8",)
+
+
+async def test_excluded_urls_make_no_span_but_are_measured(
+    monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS", "/status/")
+    await call_once(pair, fetch)
+    assert pair.spans.clients == []
+    assert pair.counted(http_response_status_code="200") == 1
+    assert pair.heard[0]["X-Request-ID"]
+
+
+@pytest.mark.parametrize("off", ["tracing", "metrics"])
+async def test_each_pillar_works_without_the_other(off: str, registry: CollectorRegistry) -> None:
+    pair, app, spans = Pair(CollectorRegistry(), Spans()), web.Application(), Spans()
+    options: dict[str, Any] = {
+        "tracing": Tracing(provider=spans.provider),
+        "metrics": Metrics(registry=registry),
+        off: None,
+    }
+    setup_observability(app, logs=None, **options)
+    async with serving(pair.back) as back, serving(app):
+        pair.target = back.url("")
+        assert await fetch(pair, app[CLIENT_SESSION]) == "body"
+    measured = registry.get_sample_value(
+        f"{DURATION}_count",
+        {
+            "http_request_method": "GET",
+            "server_address": "127.0.0.1",
+            "server_port": pair.target.rpartition(":")[2],
+            "http_response_status_code": "200",
+            "error_type": "",
+        },
+    )
+    assert (len(spans.clients), measured) == ((0, 1) if off == "tracing" else (1, None))
+
+
+# Sessions
+
+
+async def test_a_session_of_ones_own_can_be_observed(pair: Pair) -> None:
+    seen: list[object] = []
+
+    async def started(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        seen.append(context.trace_request_ctx)
+
+    theirs = aiohttp.TraceConfig()
+    theirs.on_request_start.append(started)
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        own = aiohttp.ClientSession(trace_configs=[client_trace_config(pair.front), theirs])
+        url = f"{pair.target}/status/200"
+        async with own, own.get(url, trace_request_ctx={"retry": 1}) as response:
+            await response.read()
+
+    await call_once(pair, call)
+    await pair.the_span()
+    assert pair.counted() == 1
+    assert seen == [{"retry": 1}]
+
+
+async def test_the_services_own_trace_configs_are_kept(pair: Pair) -> None:
+    seen: list[str] = []
+
+    async def ended(session: aiohttp.ClientSession, context: object, params: Any) -> None:
+        seen.append(params.method)
+
+    theirs = aiohttp.TraceConfig()
+    theirs.on_request_end.append(ended)
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with client_session(pair.front, trace_configs=[theirs], headers={"X-Own": "1"}) as own:
+            await fetch(pair, own)
+
+    await call_once(pair, call)
+    assert (seen, pair.heard[0]["X-Own"]) == (["GET"], "1")
+    await pair.the_span()
+
+
+async def test_a_session_without_an_application_is_that_of_whoever_calls(pair: Pair) -> None:
+    """One session for two applications: each has its own calls."""
+    other = Pair(CollectorRegistry(), Spans())
+    async with client_session() as shared:
+
+        async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+            await fetch(pair, shared)
+
+        async with serving_pair(pair, call) as service, serving_pair(other, call) as other_service:
+            await service.get("/")
+            await other_service.get("/")
+    assert (pair.counted(), other.counted()) == (1, 1)
+    for each in (pair, other):
+        assert (await each.the_span()).parent == ids(each.spans.servers[0])
+
+
+async def test_a_session_outside_of_applications_just_works(pair: Pair) -> None:
+    async with serving(pair.back) as back, client_session() as session:
+        pair.target = back.url("")
+        assert await fetch(pair, session) == "body"
+
+
+async def test_a_session_with_an_application_is_that_applications_wherever_it_is_used(pair: Pair) -> None:
+    other = Pair(CollectorRegistry(), Spans())
+    async with client_session(other.front) as of_other:
+
+        async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+            await fetch(pair, of_other)
+
+        async with serving(other.front):
+            await call_once(pair, call)
+    assert (pair.counted(), other.counted()) == (0, 1)
+    assert (len(pair.spans.clients), len(other.spans.clients)) == (0, 1)
+
+
+@contextmanager
+def official_instrumentor(spans: Spans) -> Iterator[None]:
+    AioHttpClientInstrumentor().instrument(tracer_provider=spans.provider)
+    try:
+        yield
+    finally:
+        AioHttpClientInstrumentor().uninstrument()
+
+
+async def test_with_the_official_instrumentor_there_is_one_client_span(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with official_instrumentor(pair.spans):
+            instrumented = client_session()
+        async with instrumented:
+            await fetch(pair, instrumented)
+
+    await call_once(pair, call)
+    span = await pair.the_span()
+    assert span.parent == ids(pair.spans.servers[0])
+    assert pair.counted() == 1
+    assert pair.heard[0]["X-Request-ID"]
+
+
+async def test_the_shared_session_is_open_while_the_application_runs(registry: CollectorRegistry) -> None:
     app = web.Application()
     setup_observability(app, metrics=Metrics(registry=registry), logs=None)
+    assert CLIENT_SESSION not in app
     async with serving(app):
         session = app[CLIENT_SESSION]
         assert not session.closed
@@ -354,8 +848,17 @@ async def test_the_shared_session_can_be_left_out(registry: CollectorRegistry) -
     setup_observability(app, metrics=Metrics(registry=registry), logs=None, client=Client(session=False))
     async with serving(app):
         assert CLIENT_SESSION not in app
+        async with client_session(app) as session:
+            assert not session.closed
 
 
-def test_a_session_for_an_application_without_observability_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="setup_observability"):
-        client_trace_config(web.Application())
+@pytest.mark.parametrize("make", [client_session, client_trace_config])
+@pytest.mark.parametrize("set_up", [False, True])
+async def test_an_application_whose_calls_are_not_observed_is_refused(
+    make: Callable[[web.Application], object], set_up: bool
+) -> None:
+    app = web.Application()
+    if set_up:
+        setup_observability(app, metrics=None, logs=None, client=None)
+    with pytest.raises(RuntimeError, match=r"call setup_observability\(app\) first, without client=None"):
+        make(app)

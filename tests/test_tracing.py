@@ -68,7 +68,7 @@ async def passing(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def nested_in(root: web.Application, depth: int, make: Callable[[], web.Application]) -> web.Application:
-    """``root`` with applications made by ``make`` in it, one in the other; the innermost has ``/leaf/{id}``."""
+    """``root`` with applications nested in it, one in the other; the innermost has ``/leaf/{id}``."""
     levels = [make() for _ in range(depth)]
     levels[-1].router.add_get("/leaf/{id}", ok)
     for outer, inner in reversed(list(zip([root, *levels], levels, strict=False))):
@@ -536,12 +536,15 @@ async def test_a_server_started_within_a_span_does_not_make_it_the_parent(spans:
 
 
 async def test_requests_on_one_connection_have_traces_of_their_own(spans: Spans) -> None:
-    async with traced(spans) as (service, witness):
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
-            for _ in range(3):
-                async with session.get(service.url("/")) as response:
-                    await response.read()
-                await witness.next()
+    one_connection = aiohttp.TCPConnector(limit=1)
+    async with (
+        traced(spans) as (service, witness),
+        aiohttp.ClientSession(connector=one_connection) as session,
+    ):
+        for _ in range(3):
+            async with session.get(service.url("/")) as response:
+                await response.read()
+            await witness.next()
     assert len({ids(span).trace_id for span in spans.all}) == 3
     assert [span.parent for span in spans.all] == [None, None, None]
 

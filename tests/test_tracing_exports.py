@@ -31,42 +31,40 @@ from tests.service import Service, Witness, run_python, serving
 from tests.spans import Spans, ok
 
 SCRIPT = """
-import asyncio, json, logging, sys, warnings
+import asyncio, json, sys
 import aiohttp
 from aiohttp import web
 from opentelemetry import trace
+from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from aiohttp_observe import OBSERVABILITY, Tracing, operation, setup_observability
+from aiohttp_observe import OBSERVABILITY, Tracing, setup_observability
 
 how = sys.argv[1] if len(sys.argv) > 1 else ""
 
 def set_provider():
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(formatter=lambda span: span.name + "\\n")))
+    console = ConsoleSpanExporter(formatter=lambda span: span.name + "\\n")
+    provider.add_span_processor(SimpleSpanProcessor(console))
     trace.set_tracer_provider(provider)
 
 async def hello(request):
     headers = {}
-    from opentelemetry.propagate import inject
     inject(headers)
     with trace.get_tracer("theirs").start_as_current_span("their own"):
         return web.json_response(headers)
 
-async def start(app):
+async def started(app):
     if how == "at start-up":
         set_provider()
+    yield
 
 if how == "before":
     set_provider()
 app = web.Application()
 app.router.add_get("/hello", hello)
 setup_observability(app, metrics=None, logs=None, tracing=Tracing(set_global=how == "set_global"))
-app.cleanup_ctx.insert(0, lambda app: started(app))
-
-async def started(app):
-    await start(app)
-    yield
+app.cleanup_ctx.insert(0, started)
 
 async def main():
     runner = web.AppRunner(app)
