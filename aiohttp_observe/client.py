@@ -251,6 +251,8 @@ class _Call:
     ) -> None:
         self._end_phase("queue")
         self._error = type(params.exception).__qualname__
+        if isinstance(params.exception, aiohttp.ClientResponseError):  # raise_for_status, say
+            self._note_refusal(params.exception.status)
         if self._official is not None:
             await self._tell_official(self._official.on_request_exception, session, params)
         self._finish(None)
@@ -309,6 +311,11 @@ class _Call:
         self.meter.client_request(
             self._method, self._host, self._port, self._status, self._error, seconds, span
         )
+
+    def _note_refusal(self, status: int) -> None:
+        self._status = status
+        if self._span is not None:
+            self._span.set_attribute("http.response.status_code", status)
 
     def _note_broken_body(self, broken: BaseException) -> None:
         self._error = type(broken).__qualname__

@@ -279,6 +279,22 @@ async def test_an_operation_in_a_generator_finalised_elsewhere_leaves_no_complai
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_a_generator_finalised_elsewhere_leaves_the_operation_there_current(spans: Spans) -> None:
+    async def finalise(numbers: Any) -> None:
+        with operation("elsewhere"):
+            await numbers.aclose()
+            with operation("within"):
+                pass
+
+    async def work() -> None:
+        numbers = counting()
+        await anext(numbers)
+        await asyncio.create_task(finalise(numbers))
+
+    await perform(spans, work)
+    assert spans.named("within").parent == ids(spans.named("elsewhere"))
+
+
 async def test_the_operation_of_a_task_is_on_the_task_page(spans: Spans) -> None:
     named: list[str | None] = []
 

@@ -330,6 +330,17 @@ async def test_an_error_status_is_an_error_to_the_client(status: int, pair: Pair
     assert pair.counted(http_response_status_code=str(status), error_type=str(status)) == 1
 
 
+async def test_an_error_status_that_is_raised_is_still_told(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(aiohttp.ClientResponseError):
+            await session.get(f"{pair.target}/status/503", raise_for_status=True)
+
+    await call_once(pair, call)
+    said = attributes(await pair.the_span())
+    assert (said["http.response.status_code"], said["error.type"]) == (503, "ClientResponseError")
+    assert pair.counted() == pair.counted(http_response_status_code="503") == 1
+
+
 async def test_redirects_are_one_call(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         async with session.get(f"{pair.target}/redirect/3") as response:
@@ -773,6 +784,23 @@ async def test_the_services_own_trace_configs_are_kept(pair: Pair) -> None:
     await call_once(pair, call)
     assert (seen, pair.heard[0]["X-Own"]) == (["GET"], "1")
     await pair.the_span()
+
+
+async def test_a_trace_config_of_the_services_that_fails_makes_no_second_call(pair: Pair) -> None:
+    async def fail(session: aiohttp.ClientSession, context: object, params: object) -> None:
+        raise LookupError("theirs")
+
+    theirs = aiohttp.TraceConfig()
+    theirs.on_request_end.append(fail)
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with client_session(pair.front, trace_configs=[theirs]) as own:
+            with pytest.raises(LookupError, match="theirs"):
+                await own.get(f"{pair.target}/endless")
+
+    await call_once(pair, call)
+    await pair.the_span()
+    assert pair.counted() == 1
 
 
 async def test_a_session_without_an_application_is_that_of_whoever_calls(pair: Pair) -> None:

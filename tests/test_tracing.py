@@ -313,13 +313,16 @@ async def test_whatever_a_service_does_to_the_span_is_kept(spans: Spans) -> None
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "by hand")
 
 
-async def test_a_span_that_the_service_ended_is_not_ended_again(spans: Spans) -> None:
+async def test_a_span_that_the_service_ended_is_not_ended_again(
+    spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         trace.get_current_span().end()
         return web.Response()
 
     exchange = await exchange_of(spans, handler=handler)
     assert "http.response.status_code" not in attributes(the_one(spans, exchange)[1])
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_span_can_be_read_whole(spans: Spans) -> None:
