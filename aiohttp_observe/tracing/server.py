@@ -11,7 +11,7 @@ from aiohttp import web
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.aiohttp_server import get_default_span_name, getter
+from opentelemetry.instrumentation.aiohttp_server import getter
 from opentelemetry.propagate import extract, get_global_textmap
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanContext
@@ -37,6 +37,7 @@ __all__ = ["ServerTracer"]
 _CLOSE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 1.0
 _NOTHING = Context()
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
 
@@ -66,7 +67,6 @@ class ServerTracer:
         self._response_headers = _HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE, normalise_response_header_name
         )
-        self._span_names: dict[tuple[str, str], str] = {}
         self._use(trace.NoOpTracerProvider())
 
     def open(self, app: web.Application) -> None:
@@ -103,7 +103,7 @@ class ServerTracer:
             return
         context = self._incoming(request)
         span = self._start_server_span(
-            self._span_name(exchange, request), context, partial(self._attributes, exchange, request)
+            _span_name(exchange, request), context, partial(self._attributes, exchange, request)
         )
         # Never detached: see the middleware's context variables.
         context_api.attach(trace.set_span_in_context(span, context))
@@ -153,15 +153,6 @@ class ServerTracer:
                 return _extract(request)
         return _NOTHING
 
-    def _span_name(self, exchange: Exchange, request: web.Request) -> str:
-        key = (exchange.method, exchange.route)
-        name = self._span_names.get(key)
-        if name is None:
-            name = get_default_span_name(request)
-            if len(self._span_names) < 2000:
-                self._span_names[key] = name
-        return name
-
     def _attributes(self, exchange: Exchange, request: web.Request) -> dict[str, Any]:
         attributes: dict[str, Any] = {
             "http.request.method": exchange.method,
@@ -173,11 +164,11 @@ class ServerTracer:
             attributes["http.request.method_original"] = request.method
         if request.match_info.route.resource is not None:
             attributes["http.route"] = exchange.route
-        host, port = _host_and_port(request.headers.get("Host", ""))
+        host, port = _host_and_port(request.headers.get("Host", ""), request.scheme)
         if host:
             attributes["server.address"] = host
-        if port is not None:
-            attributes["server.port"] = port
+            if port is not None:
+                attributes["server.port"] = port
         if exchange.client_address is not None:
             attributes["client.address"] = exchange.client_address
         if exchange.user_agent is not None:
@@ -190,13 +181,20 @@ class ServerTracer:
         return attributes
 
 
+def _span_name(exchange: Exchange, request: web.Request) -> str:
+    """As the semantic conventions want it; the official helper gives that only of late."""
+    method = "HTTP" if exchange.method == "_OTHER" else exchange.method
+    return method if request.match_info.route.resource is None else f"{method} {exchange.route}"
+
+
 @lru_cache(maxsize=256)
-def _host_and_port(host: str) -> tuple[str, int | None]:
-    """Split a ``Host`` header; a port that isn't one is left out."""
+def _host_and_port(host: str, scheme: str) -> tuple[str, int | None]:
+    """Split a ``Host`` header; its port is the scheme's if it has none, ``None`` if it is no port."""
     name, colon, port = host.rpartition(":")
     if not colon or port.endswith("]"):
-        return host, None
-    return name, int(port) if port.isascii() and port.isdigit() and len(port) < 6 else None
+        name, port = host, _DEFAULT_PORTS.get(scheme, "")
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+    return name.strip("[]").lower(), number if 0 < number < 65536 else None
 
 
 def _extract(request: web.Request) -> Context:
