@@ -7,15 +7,18 @@ that runs in its requests) and the `Meter` (the numbers the other pillars report
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 __all__ = [
     "CURRENT",
     "FIELDS",
+    "MALFORMED",
     "OTHER",
     "SCOPE",
+    "UNMATCHED",
     "Exchange",
     "Meter",
     "NullMeter",
@@ -25,10 +28,17 @@ __all__ = [
     "current_exchange",
     "current_scope",
     "request_id",
+    "taken",
 ]
+
+T = TypeVar("T")
 
 OTHER = "_other"
 """What a label says for every value beyond its limit."""
+UNMATCHED = "_unmatched"
+"""The route of a request for which there is none."""
+MALFORMED = "_malformed"
+"""The route of a request that the parser refused."""
 
 
 class SpanIds(Protocol):
@@ -243,3 +253,14 @@ def current_scope() -> Scope | None:
     """The application this code runs for: the request's, else the one whose start-up it descends from."""
     exchange = CURRENT.get()
     return SCOPE.get() if exchange is None else exchange.scope
+
+
+def taken(waiting: deque[T]) -> Iterator[T]:
+    """Take all that waits, oldest first; threads that do so at once share it between them."""
+    take = waiting.popleft
+    while waiting:
+        try:
+            item = take()
+        except IndexError:
+            return
+        yield item

@@ -7,6 +7,8 @@ import functools
 import os
 import threading
 from bisect import bisect_left
+from collections import Counter as Counted
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from .exchange import OTHER, Exchange, SpanIds, current_scope
+from .exchange import OTHER, Exchange, SpanIds, current_scope, taken
 from .options import check_flag, check_instance, check_path, check_positive_int
 
 __all__ = ["Metrics", "timeit"]
@@ -158,7 +160,12 @@ class Instruments:
         self.bounded_error = _Bounded(limits.max_names)
         self._bounded_operation = _Bounded(limits.max_names)
         self._bounded_task = _Bounded(limits.max_names)
+        self.in_flight: list[InFlight] = []
+        self._methods: set[str] = set()
         self._client: dict[tuple[str, str, int | None, int | None, str | None], _Timed] = {}
+        self.at_scrape = AtScrape()
+        self.at_scrape.before.append(self.count_active)
+        registry.register(self.at_scrape)  # first, so that all below is up to date when read
         self._add_server(registry)
         self._add_client(registry)
         self._add_asyncio(registry)
@@ -174,8 +181,6 @@ class Instruments:
             ["what"],
             registry=registry,
         )
-        self.at_scrape = AtScrape()
-        registry.register(self.at_scrape)
 
     def _add_server(self, registry: CollectorRegistry) -> None:
         by_route = ["http_request_method", "http_route"]
@@ -186,7 +191,7 @@ class Instruments:
             buckets=_DURATION_BUCKETS,
             registry=registry,
         )
-        self.active = Gauge(
+        self._active = Gauge(
             "http_server_active_requests",
             "HTTP server requests being served",
             ["http_request_method"],
@@ -266,6 +271,19 @@ class Instruments:
             registry=registry,
         )
 
+    def count_active(self) -> None:
+        """Set the gauge of requests being served, which costs less than to move it with each."""
+        served = Counted(exchange.method for in_flight in list(self.in_flight) for exchange in in_flight())
+        for method in {*self._methods, *served}:
+            self.add_method(method)
+            self._active.labels(method).set(served[method])
+
+    def add_method(self, method: str) -> None:
+        """Have a gauge for ``method`` even if none of its requests is ever seen being served."""
+        if method not in self._methods:
+            self._methods.add(method)
+            self._active.labels(method)
+
     # The Meter
 
     def operation(self, name: str, outcome: str, seconds: float) -> None:
@@ -332,15 +350,21 @@ def _instruments_of(registry: CollectorRegistry, limits: Metrics) -> Instruments
         return instruments
 
 
+InFlight = Callable[[], Iterable[Exchange]]
+"""Returns the requests being served; called in any thread."""
 TaskCounts = Callable[[], Iterable[tuple[str, str, int]]]
 """Returns (state, wait kind or "", number of tasks); called in the scraping thread."""
 Utilization = Callable[[], "float | None"]
 
 
 class AtScrape(Collector):
-    """The gauges computed when somebody scrapes, summed over the loops that run."""
+    """The gauges computed when somebody scrapes, summed over the loops that run.
+
+    Those in ``before`` are called first, to bring all other metrics up to date.
+    """
 
     def __init__(self) -> None:
+        self.before: list[Callable[[], None]] = []
         self.tasks: list[TaskCounts] = []
         self.utilization: list[Utilization] = []
 
@@ -348,6 +372,8 @@ class AtScrape(Collector):
         return [self._tasks_family(), self._utilization_family()]
 
     def collect(self) -> Iterator[Metric]:
+        for update in list(self.before):
+            update()
         totals: dict[tuple[str, str], int] = {}
         for count in list(self.tasks):
             for state, wait, number in count():
@@ -381,8 +407,9 @@ class ServerMetrics:
         self._options = options
         self._registry = registry
         self._exemplars = options.exemplars
-        self._active: dict[str, Gauge] = {}
         self._per_route: dict[tuple[str, str], _PerRoute] = {}
+        self._waiting: deque[Exchange] = deque()
+        self.finished = self._waiting.append
 
     def serve(self, app: web.Application, gate: Gate | None) -> None:
         """Serve the registry on ``app``; ``gate`` says who may look if a token is required."""
@@ -392,13 +419,12 @@ class ServerMetrics:
             app.router.add_get(options.path, page.get)
             app.on_cleanup.append(page.close)
 
-    def started(self, exchange: Exchange, request: web.BaseRequest) -> None:
-        active = self._active.get(exchange.method)
-        if active is None:
-            active = self._active[exchange.method] = self.instruments.active.labels(exchange.method)
-        active.inc()
+    def settle(self) -> None:
+        """Observe the requests that have finished since the last time."""
+        for exchange in taken(self._waiting):
+            self._observe(exchange)
 
-    def finished(self, exchange: Exchange) -> None:
+    def _observe(self, exchange: Exchange) -> None:
         method = exchange.method
         per_route = self._per_route.get((method, exchange.route)) or self._add_route(exchange)
         ended = per_route.ended.get((exchange.status, exchange.error_type))
@@ -408,7 +434,6 @@ class ServerMetrics:
         ended.observe(exchange.duration or 0.0, exemplar)
         if not exchange.polls:  # refused by the parser: it never started
             return
-        self._active[method].dec()
         per_route.busy(exchange.busy)
         if exchange.request_size:
             per_route.request_size(exchange.request_size)
@@ -421,7 +446,30 @@ class ServerMetrics:
         per_route = self._per_route.get(known)
         if per_route is None:
             per_route = self._per_route[known] = _PerRoute(self.instruments, *known)
+            self.instruments.add_method(exchange.method)
         return per_route
+
+    def count_active(self, in_flight: InFlight) -> Callable[[], None]:
+        """Have requests being served counted; returns how to stop."""
+        counted = self.instruments.in_flight
+        counted.append(in_flight)
+
+        def stop() -> None:
+            counted.remove(in_flight)
+            self.instruments.count_active()
+
+        return stop
+
+    def tick(self) -> None:
+        """Several times a second: what another process reads from a file can't wait for a scrape."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.instruments.count_active()
+
+    def settle_at_scrape(self, settle: Callable[[], None]) -> Callable[[], None]:
+        """Call ``settle`` before anything is read; returns how to stop."""
+        before = self.instruments.at_scrape.before
+        before.append(settle)
+        return lambda: before.remove(settle)
 
     def count_tasks(self, count: TaskCounts) -> Callable[[], None]:
         """Have tasks counted at scrape; returns how to stop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ from .tracing import ServerTracer, Tracing, instrumentors_place, is_instrumented
 
 __all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
 
-_DEPARTURES_INTERVAL = 0.25
-"""Seconds between looks for clients that have left."""
+_LOOK_INTERVAL = 0.25
+"""Seconds between looks for clients that have left, and the like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +207,25 @@ class Observability:
             if self.tracer is not None:
                 self._open_tracer(app, self.tracer)
                 stack.push_async_callback(self.tracer.close)
+            self._settle_in_time(stack)
             self._watch_loop(stack, self._loop)
-            stack.callback(self._watch_departures(self._loop))
+            stack.callback(self._look_around(self._loop))
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
             yield
         self._loop = None
         SCOPE.set(None)
+
+    def _settle_in_time(self, stack: AsyncExitStack) -> None:
+        """What was left for later is done before a scrape, at clean-up, and at an exit without one."""
+        settle = self.recorder.settle
+        atexit.register(settle)
+        stack.callback(atexit.unregister, settle)
+        stack.callback(settle)
+        if self.metrics is not None:
+            in_flight = self.recorder.in_flight
+            stack.callback(self.metrics.count_active(lambda: list(in_flight)))
+            stack.callback(self.metrics.settle_at_scrape(settle))
 
     def _open_tracer(self, app: web.Application, tracer: ServerTracer) -> None:
         tracer.open(app)
@@ -237,16 +250,18 @@ class Observability:
         self.monitor = None
         monitor.close()
 
-    def _watch_departures(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-        """Look for clients that have left, now and then; returns how to stop."""
+    def _look_around(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Do, several times a second, what no event announces; returns how to stop."""
         timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer
             self.recorder.note_departures()
-            timer = loop.call_later(_DEPARTURES_INTERVAL, look)
+            if self.metrics is not None:
+                self.metrics.tick()
+            timer = loop.call_later(_LOOK_INTERVAL, look)
 
-        timer = loop.call_later(_DEPARTURES_INTERVAL, look)
+        timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()
 
     def _loop_state(self) -> LoopState | None:

@@ -95,7 +95,10 @@ STACKS: dict[str, Setup] = {
     "OpenTelemetry": opentelemetry(1.0),
     "OpenTelemetry at 1 %": opentelemetry(0.01),
     "no pillar": ours(1.0, **_OFF),
-    **{f"only {name}": only(name) for name in ("metrics", "logs", "tracing", "tasks", "loop_watch")},
+    **{
+        f"only {name}": only(name)
+        for name in ("metrics", "logs", "tracing", "failures", "tasks", "loop_watch", "client", "admin")
+    },
 }
 
 

@@ -957,28 +957,6 @@ asyncio.run(main())
     )
 
 
-@pytest.mark.parametrize("missing", [["orjson"], ["orjson", "msgspec"]], ids=" and ".join)
-def test_the_line_is_the_same_without(missing: list[str]) -> None:
-    """Encoders are optional: what is written does not depend on which of them is installed."""
-    pytest.importorskip("orjson")
-    block = f"import sys\nfor name in {missing!r}: sys.modules[name] = None\n"
-    script = """
-async def main():
-    await (await serve()).cleanup()
-
-asyncio.run(main())
-"""
-    with_all, without = run_python(SCRIPT + script), run_python(block + SCRIPT + script)
-    assert (without.returncode, without.stderr) == (0, "")
-    assert comparable(without.stdout) == comparable(with_all.stdout)
-
-
-def comparable(stdout: str) -> list[Line]:
-    """The lines in their order of keys, without what differs from run to run."""
-    measured = MEASURED | {"task"}
-    return [{key: value for key, value in line.items() if key not in measured} for line in lines_of(stdout)]
-
-
 def test_a_reader_who_stopped_reading_does_not_keep_the_process_alive() -> None:
     """What is left is given up after some seconds, and the interpreter ends in good order."""
     script = """

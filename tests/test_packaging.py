@@ -85,7 +85,7 @@ def test_no_extra_is_needed_for_the_core(metadata: Message) -> None:
         "opentelemetry-sdk",
         "prometheus-async",
         "prometheus_client",
-        "python-json-logger",
+        "orjson",
     }
 
 
@@ -97,7 +97,7 @@ def listed(file: str, section: str, option: str) -> set[str]:
 
 
 def test_the_oldest_environment_tests_exactly_the_lower_bounds() -> None:
-    ours = ("otlp", "fast", "uvloop", "demo")
+    ours = ("otlp", "uvloop", "demo")
     bounds = listed("setup.cfg", "options", "install_requires").union(
         *(listed("setup.cfg", "options.extras_require", extra) for extra in ours)
     )

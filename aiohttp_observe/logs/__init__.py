@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ..exchange import Meter
 from ..options import check_choice, check_flag, check_positive_int, environment
-from .access import AccessItem, AccessLines, AccessLogger, Malformed, access_line, bound_to
+from .access import AccessLines, AccessLogger, Malformed, bound_to
 from .context import RecordFactory, bind, bound, log_context
 from .lines import JsonFormatter, to_json, to_text
 from .writer import Writer, WriterHandler
@@ -125,14 +125,9 @@ class ServerLogs:
 
 
 def _renderer(format_: str, stream: TextIO) -> Callable[[Any], str]:
-    to_line: Callable[[Any], str] = to_json
     if format_ == "text":
-        to_line = partial(to_text, color=getattr(stream, "isatty", bool)())
-
-    def render(item: Any) -> str:
-        return to_line(access_line(item) if type(item) is tuple else item)
-
-    return render
+        return partial(to_text, color=getattr(stream, "isatty", bool)())
+    return to_json
 
 
 class _Installed:
@@ -187,7 +182,7 @@ _process = _Process()
 _access_logger = logging.getLogger("aiohttp_observe.access")
 
 
-def _direct_writer() -> Callable[[AccessItem], None] | None:
+def _direct_writer() -> Writer | None:
     """The writer, if a record of the access logger would reach it and nothing else.
 
     Then a request's access line needs no `logging.LogRecord`: that is most of its cost.
@@ -203,4 +198,4 @@ def _direct_writer() -> Callable[[AccessItem], None] | None:
         log = log.parent
     if len(logging.root.handlers) != 1 or logging.root.handlers[0] is not handler or handler.filters:
         return None
-    return handler.writer.put
+    return handler.writer

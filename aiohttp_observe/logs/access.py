@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from time import time
 from typing import Any
@@ -11,28 +12,29 @@ from typing import Any
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from ..exchange import FIELDS, Exchange, current_exchange
+from ..exchange import FIELDS, Exchange, current_exchange, taken
 from .lines import named_apart
+from .writer import Writer
 
 __all__ = ["AccessLines", "AccessLogger", "access_line"]
 
 logger = logging.getLogger("aiohttp_observe.access")
 
 Malformed = Callable[[web.BaseRequest, web.StreamResponse, float], None]
-AccessItem = tuple[float, "Mapping[str, Any] | None", Exchange]
-"""When, with which bound fields, and the facts."""
 
 
-def access_line(item: AccessItem) -> dict[str, Any]:
-    """An access line as plain data."""
-    created, fields, exchange = item
+def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
+    """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` the bound ones."""
     line = {
         "timestamp": created,
         "level": "INFO",
         "logger": "aiohttp_observe.access",
         "message": _message(exchange),
-        **_ids(exchange),
+        "request_id": exchange.request_id,
     }
+    if exchange.span is not None:
+        line["trace_id"] = exchange.trace_id
+        line["span_id"] = exchange.span_id
     if fields:
         line.update(named_apart(fields))
     line.update(_facts(exchange))
@@ -64,34 +66,43 @@ def _facts(exchange: Exchange) -> dict[str, Any]:
         "polls": exchange.polls,
         "longest_poll_ms": _milliseconds(exchange.longest_poll),
     }
-    for name, value in (
-        ("client.address", exchange.client_address),
-        ("user_agent.original", exchange.user_agent),
-        ("error.type", exchange.error_type),
-    ):
-        if value is not None:
-            facts[name] = value
+    if exchange.client_address is not None:
+        facts["client.address"] = exchange.client_address
+    if exchange.user_agent is not None:
+        facts["user_agent.original"] = exchange.user_agent
+    if exchange.error_type is not None:
+        facts["error.type"] = exchange.error_type
     return facts
 
 
 def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)
+    return round(seconds * 1e6) / 1e3
 
 
 class AccessLines:
-    """Writes the access line of every request of one application."""
+    """Writes the access line of every request of one application.
 
-    def __init__(self, direct: Callable[[], Callable[[AccessItem], None] | None]) -> None:
+    ``direct`` gives the writer to use past `logging`, while a record would only go there.
+    Lines are rendered a few at a time, when that is cheapest: see `settle`.
+    """
+
+    def __init__(self, direct: Callable[[], Writer | None]) -> None:
         self._direct = direct
+        self._waiting: deque[tuple[Writer, float, Mapping[str, Any] | None, Exchange]] = deque()
 
     def finished(self, exchange: Exchange) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        put = self._direct()
-        if put is not None:
-            put((time(), FIELDS.get(), exchange))
+        writer = self._direct()
+        if writer is not None:
+            self._waiting.append((writer, time(), FIELDS.get(), exchange))
         else:
             logger.info("%s", _message(exchange), extra={**_ids(exchange), **_facts(exchange)})
+
+    def settle(self) -> None:
+        """Have the lines written of the requests that have finished since the last time."""
+        for writer, created, fields, exchange in taken(self._waiting):
+            writer.put(writer.render(access_line(created, fields, exchange)))
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
         """aiohttp answers an escaped timeout with 504 and logs it without its traceback."""

@@ -8,13 +8,11 @@ import traceback
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
-from importlib import import_module
 from itertools import islice
 from math import isfinite
 from typing import Any
 
-from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
-from pythonjsonlogger.json import JsonFormatter as PortableFormatter
+import orjson
 
 from .context import IDS, context_of, ids_of
 
@@ -24,7 +22,12 @@ _LONGEST_TEXT = 16_384
 _LONGEST_STACK = 65_536
 _DEEPEST = 6
 _MOST_ITEMS = 256
-_RESERVED = frozenset((*RESERVED_ATTRS, "taskName", "color_message"))
+_RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {
+    "asctime",
+    "message",
+    "taskName",
+    "color_message",
+}
 _LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception"))
 _COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
 _LINE_SEPARATORS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
@@ -92,28 +95,13 @@ def _clip(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]}… [{len(text) - longest} characters cut]"
 
 
-def _library_formatter() -> BaseJsonFormatter:
-    """python-json-logger's formatter for the fastest encoder installed (extra ``fast``)."""
-    for module, name in (("orjson", "OrjsonFormatter"), ("msgspec", "MsgspecFormatter")):
-        try:
-            formatter = getattr(import_module(f"pythonjsonlogger.{module}"), name)()
-        except ImportError:
-            continue
-        return formatter  # type: ignore[no-any-return]
-    return PortableFormatter()
-
-
-_portable = PortableFormatter()
-_formatter = _library_formatter()
-
-
-def to_json(line: Mapping[str, Any]) -> str:
-    """A line's plain data as JSON, on one line whatever counts as a line break."""
-    data = {**line, "timestamp": timestamp(line["timestamp"])}
+def to_json(line: dict[str, Any]) -> str:
+    """A line's plain data as JSON, on one line whatever counts as a line break; uses ``line`` up."""
+    line["timestamp"] = timestamp(line["timestamp"])
     try:
-        text = _formatter.jsonify_log_record(data)
-    except (TypeError, ValueError):  # a lone surrogate, which only the portable encoder escapes
-        text = _portable.jsonify_log_record(data)
+        text = orjson.dumps(line).decode()
+    except TypeError:  # a lone surrogate
+        return json.dumps(line)
     return text if text.isascii() else text.translate(_LINE_SEPARATORS)
 
 

@@ -23,7 +23,7 @@ _STRETCH = 16
 
 
 class Writer:
-    """Renders and writes what is put in, in order, on a thread of its own.
+    """Writes what is put in, in order, on a thread of its own: texts as they are, the rest rendered.
 
     ``put`` never blocks: beyond ``limit`` items waiting, or once the stream has failed, an
     item is dropped and reported to ``dropped(count)``.  The thread starts with the first
@@ -34,7 +34,7 @@ class Writer:
         self, stream: TextIO, render: Callable[[Any], str], limit: int, dropped: Callable[[int], None]
     ) -> None:
         self._stream = stream
-        self._render = render
+        self.render = render
         self._limit = limit
         self._dropped = dropped
         self._waiting: deque[Any] = deque()
@@ -103,12 +103,17 @@ class Writer:
             self._writing = False
 
     def _rendered_all(self, batch: list[Any]) -> Iterator[str]:
-        for number, item in enumerate(batch, 1):
+        rendered = 0
+        for item in batch:
+            if type(item) is str:
+                yield item
+                continue
             try:
-                yield self._render(item)
+                yield self.render(item)
             except Exception:
                 self._dropped(1)
-            if number % _STRETCH == 0:
+            rendered += 1
+            if rendered % _STRETCH == 0:
                 sleep(0)  # let go of the GIL: the event loop waits up to 5 ms before it insists
 
     def _written(self, text: str) -> bool:

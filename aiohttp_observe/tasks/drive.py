@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from time import perf_counter
-from types import coroutine
+from types import CoroutineType, coroutine
 from typing import Any, Protocol, TypeVar
 
 __all__ = ["Polled", "drive"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -21,32 +22,52 @@ class Polled(Protocol):
 
 
 @coroutine
-def drive(coro: Coroutine[Any, Any, T], polled: Polled) -> Generator[Any, Any, T]:
-    """Await ``coro``; behaves as ``await coro`` does, exceptions and cancellation included.
+def drive(
+    function: Callable[[A], Awaitable[T]],
+    argument: A,
+    polled: Polled,
+    left: Callable[[BaseException | None], None],
+) -> Generator[Any, Any, T]:
+    """Await ``function(argument)``; behaves as that does, exceptions and cancellation included.
+
+    ``left`` is told when it ends: what it raised, or ``None``.
 
     The await chain (`aiohttp_observe.tasks.chain`) knows this generator and continues at
     ``coro``, since a generator that sends by hand has no ``gi_yieldfrom``.
     """
-    resume = coro.send
     value: Any = None
-    while True:
-        begun = perf_counter()
-        try:
-            awaited = resume(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-        finally:
-            poll = perf_counter() - begun
-            polled.busy += poll
-            polled.polls += 1
-            if poll > polled.longest_poll:
-                polled.longest_poll = poll
-        try:
-            value = yield awaited
-        except GeneratorExit:
-            coro.close()
-            raise
-        except BaseException as exc:  # CancelledError among others: the coroutine's to handle
-            resume, value = coro.throw, exc
-        else:
-            resume = coro.send
+    try:
+        coro: Any = function(argument)
+        if type(coro) is not CoroutineType:  # a class-based view, say
+            coro = _awaiting(coro)
+        resume = coro.send
+        while True:
+            begun = perf_counter()
+            try:
+                awaited = resume(value)
+            finally:
+                poll = perf_counter() - begun
+                polled.busy += poll
+                polled.polls += 1
+                if poll > polled.longest_poll:
+                    polled.longest_poll = poll
+                value = None
+            try:
+                value = yield awaited
+            except GeneratorExit:
+                coro.close()
+                raise
+            except BaseException as exc:  # CancelledError among others: the coroutine's to handle
+                resume, value = coro.throw, exc
+            else:
+                resume = coro.send
+    except StopIteration as stop:
+        left(None)
+        return stop.value  # type: ignore[no-any-return]
+    except BaseException as exc:
+        left(exc)
+        raise
+
+
+async def _awaiting(awaitable: Awaitable[T]) -> T:
+    return await awaitable

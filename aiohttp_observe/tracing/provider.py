@@ -22,7 +22,7 @@ from opentelemetry.trace import ProxyTracerProvider, SpanContext
 
 from ..exchange import Meter
 
-__all__ = ["LINK", "OwnProvider", "check_exporters", "get_tracer", "global_provider"]
+__all__ = ["LINK", "Linker", "OwnProvider", "check_exporters", "get_tracer", "global_provider"]
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.27.0"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -123,7 +123,7 @@ class _Counted(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-class _Linker(SpanProcessor):
+class Linker(SpanProcessor):
     """Links the first span of each trace started in a detached task to where the task came from."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -135,7 +135,7 @@ class _Linker(SpanProcessor):
         pass
 
 
-_linker = _Linker()
+_linker = Linker()
 
 
 def _add_linker(provider: trace.TracerProvider) -> None:

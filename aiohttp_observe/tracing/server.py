@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
 from aiohttp import web
+from multidict import istr
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -27,16 +29,15 @@ from opentelemetry.util.http import (
     redact_query_parameters,
 )
 
-from ..exchange import Exchange, Meter
+from ..exchange import UNMATCHED, Exchange, Meter
 from .instrumentor import is_within_instrumentor
 from .provider import LINK, OwnProvider, get_tracer, global_provider
-from .span import fail, finish, starter
+from .span import NOTHING, Borrowed, RequestSpan, fail, starter
 
 __all__ = ["ServerTracer"]
 
 _CLOSE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 1.0
-_NOTHING = Context()
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
@@ -57,16 +58,17 @@ class ServerTracer:
         self._set_global = set_global
         self._meter = meter
         self._own: OwnProvider | None = None
-        self._spans: dict[Exchange, Span] = {}
         self._yields_to_instrumentor = False
-        self._excluded = get_excluded_urls("AIOHTTP_SERVER")
-        self._propagated = sorted(get_global_textmap().fields)
+        self._excluded = get_excluded_urls("AIOHTTP_SERVER") if _excludes() else None
+        self._propagated = [istr(field) for field in sorted(get_global_textmap().fields)]
         self._request_headers = _HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, normalise_request_header_name
         )
         self._response_headers = _HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE, normalise_response_header_name
         )
+        if self._response_headers:
+            self.prepared = self._capture_response_headers
         self._use(trace.NoOpTracerProvider())
 
     def open(self, app: web.Application) -> None:
@@ -82,7 +84,7 @@ class ServerTracer:
     def _use(self, provider: trace.TracerProvider) -> None:
         self.provider = provider
         self._tracer = get_tracer(provider)
-        self._start_server_span = starter(self._tracer)
+        self._start_server_span = starter(self._tracer, self._attributes)
 
     async def close(self) -> None:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
@@ -95,35 +97,35 @@ class ServerTracer:
 
     # Hooks of a request
 
-    def started(self, exchange: Exchange, request: web.Request) -> None:
+    def started(self, exchange: Exchange, request: web.BaseRequest) -> None:
         if self._yields_to_instrumentor:
-            _note_span(exchange, trace.get_current_span())
+            span: RequestSpan | None = Borrowed.of(trace.get_current_span())
+        elif self._excluded is not None and self._excluded.url_disabled(request.path):
             return
-        if self._excluded.url_disabled(request.path):
-            return
-        context = self._incoming(request)
-        span = self._start_server_span(
-            _span_name(exchange, request), context, partial(self._attributes, exchange, request)
-        )
-        # Never detached: see the middleware's context variables.
-        context_api.attach(trace.set_span_in_context(span, context))
-        self._spans[exchange] = span
-        _note_span(exchange, span)
+        else:
+            context = self._incoming(request)
+            span = self._start_server_span(_span_name(exchange), context, exchange, request)
+            if span is not None:
+                # Never detached: see the middleware's context variables.
+                context_api.attach(trace.set_span_in_context(span.span, context))
+        if span is not None:
+            exchange.span = span
+            exchange.sampled = span.sampled
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
-        span = self._spans.get(exchange)
-        if span is not None:
-            span.record_exception(exc)
-
-    def prepared(self, exchange: Exchange, response: web.StreamResponse) -> None:
-        span = self._spans.get(exchange)
-        if span is not None and self._response_headers and span.is_recording():
-            span.set_attributes(self._response_headers.of(response.headers))
+        if exchange.span is not None:
+            _own(exchange.span).record_exception(exc)
 
     def finished(self, exchange: Exchange) -> None:
-        span = self._spans.pop(exchange, None)
-        if span is not None:
-            finish(span, exchange.status, exchange.error_type, _is_our_error(exchange))
+        if exchange.span is not None:
+            _own(exchange.span).finish(exchange)
+
+    def settle(self) -> None:
+        self._start_server_span.settle()
+
+    def _capture_response_headers(self, exchange: Exchange, response: web.StreamResponse) -> None:
+        if exchange.span is not None and exchange.sampled:
+            _own(exchange.span).span.set_attributes(self._response_headers.of(response.headers))
 
     # What code within a request asks for
 
@@ -145,15 +147,15 @@ class ServerTracer:
         LINK.set(_current_context() or LINK.get() if how == "link" else None)
         context_api.attach(trace.set_span_in_context(trace.INVALID_SPAN))
 
-    def _incoming(self, request: web.Request) -> Context:
+    def _incoming(self, request: web.BaseRequest) -> Context:
         """The context a client sent, on nothing: not on whatever the server was started in."""
         headers = request.headers
         for field in self._propagated:
             if field in headers:
                 return _extract(request)
-        return _NOTHING
+        return NOTHING
 
-    def _attributes(self, exchange: Exchange, request: web.Request) -> dict[str, Any]:
+    def _attributes(self, exchange: Exchange, request: web.BaseRequest) -> dict[str, Any]:
         attributes: dict[str, Any] = {
             "http.request.method": exchange.method,
             "url.scheme": request.scheme,
@@ -162,7 +164,7 @@ class ServerTracer:
         }
         if exchange.method == "_OTHER":
             attributes["http.request.method_original"] = request.method
-        if request.match_info.route.resource is not None:
+        if exchange.route is not UNMATCHED:
             attributes["http.route"] = exchange.route
         host, port = _host_and_port(request.headers.get("Host", ""), request.scheme)
         if host:
@@ -181,10 +183,10 @@ class ServerTracer:
         return attributes
 
 
-def _span_name(exchange: Exchange, request: web.Request) -> str:
+def _span_name(exchange: Exchange) -> str:
     """As the semantic conventions want it; the official helper gives that only of late."""
     method = "HTTP" if exchange.method == "_OTHER" else exchange.method
-    return method if request.match_info.route.resource is None else f"{method} {exchange.route}"
+    return method if exchange.route is UNMATCHED else f"{method} {exchange.route}"
 
 
 @lru_cache(maxsize=256)
@@ -197,28 +199,28 @@ def _host_and_port(host: str, scheme: str) -> tuple[str, int | None]:
     return name.strip("[]").lower(), number if 0 < number < 65536 else None
 
 
-def _extract(request: web.Request) -> Context:
+def _extract(request: web.BaseRequest) -> Context:
     try:
-        return extract(request, context=_NOTHING, getter=getter)
+        return extract(request, context=NOTHING, getter=getter)
     except Exception:  # a propagator that trips over a hostile header must not cost us the span
-        return _NOTHING
+        return NOTHING
 
 
-def _note_span(exchange: Exchange, span: Span) -> None:
-    ids = span.get_span_context()
-    if ids.is_valid:  # a provider that traces nothing gives every span the ids 0
-        exchange.span = ids
-        exchange.sampled = ids.trace_flags.sampled
+def _own(span: Any) -> RequestSpan:
+    """What this room has put into an exchange."""
+    own: RequestSpan = span
+    return own
+
+
+def _excludes() -> bool:
+    """Whether a standard variable excludes any path at all."""
+    names = ("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
+    return any(os.environ.get(name) for name in names)
 
 
 def _current_context() -> SpanContext | None:
     ids = trace.get_current_span().get_span_context()
     return ids if ids.is_valid else None
-
-
-def _is_our_error(exchange: Exchange) -> bool:
-    """Whether the service failed; a client that left, or erred (4xx), is no error of a server span."""
-    return exchange.error_type is not None and exchange.status != 499
 
 
 def _in_thread(blocking: Callable[[], object]) -> asyncio.Future[object]:

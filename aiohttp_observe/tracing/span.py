@@ -2,100 +2,297 @@
 
 An SDK span makes a dozen containers and locks at its start, which cost more than all the
 rest of it and wait in the batch queue for the garbage collector to walk.  The facts of most
-requests are set once and never changed, so this span keeps them in one plain dictionary, and
-becomes a full SDK span the moment somebody sets an attribute or adds an event or link.
+requests are in the exchange already, so this span only remembers where, makes of them what
+is exported when it ends, and becomes a full SDK span the moment somebody sets an attribute
+or adds an event or link.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from time import time_ns
-from typing import Any
+from typing import Any, Protocol
 
+from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span as SdkSpan
-from opentelemetry.sdk.trace import Tracer
+from opentelemetry.sdk.trace import SynchronousMultiSpanProcessor, Tracer
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, StaticSampler, TraceIdRatioBased
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 
-__all__ = ["Starter", "fail", "finish", "starter"]
+from ..exchange import Exchange, taken
+from .provider import Linker
 
-Attributes = Callable[[], dict[str, Any]]
-Starter = Callable[[str, Context, Attributes], Span]
-"""Starts a server span of a name, in a context, with the attributes that the last makes."""
+__all__ = ["NOTHING", "Borrowed", "RequestSpan", "Starter", "fail", "starter"]
+
+NOTHING = Context()
+"""The context of a request that carries no trace."""
+
+Facts = Callable[[Exchange, web.BaseRequest], dict[str, Any]]
+"""Makes the attributes of a request's span."""
+
+
+class RequestSpan(Protocol):
+    """The server span of one exchange, as the tracing room keeps it."""
+
+    trace_id: int
+    span_id: int
+
+    @property
+    def sampled(self) -> bool: ...
+
+    @property
+    def span(self) -> Span:
+        """What is current in the request's context."""
+
+    def record_exception(self, exception: Exception) -> None: ...
+
+    def finish(self, exchange: Exchange) -> None:
+        """End it with the outcome of its request."""
+
+
+class Starter(Protocol):
+    """Starts server spans of a name, in a context; `settle` does what is left to do of ended ones."""
+
+    def __call__(
+        self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest
+    ) -> RequestSpan | None: ...
+
+    def settle(self) -> None: ...
+
 
 _UNSET = Status(StatusCode.UNSET)
 _ERROR = Status(StatusCode.ERROR)
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_DROPPED = TraceFlags(TraceFlags.DEFAULT)
 _MOST_ATTRIBUTES = 32
+_TRACE_ID_LIMIT = TraceIdRatioBased.TRACE_ID_LIMIT
 
 
-def starter(tracer: trace.Tracer) -> Starter:
+def starter(tracer: trace.Tracer, facts: Facts) -> Starter:
     """How to start server spans with ``tracer``: lightly if it is the SDK's, else as it does."""
-    if type(tracer) is Tracer and _has_default_limits(tracer):
-        return _LightStarter(tracer)
-    return _PlainStarter(tracer)
+    if type(tracer) is Tracer and _is_plain(tracer):
+        return _LightStarter(tracer, facts)
+    return _PlainStarter(tracer, facts)
 
 
-def _has_default_limits(tracer: Tracer) -> bool:
+def _is_plain(tracer: Tracer) -> bool:
+    """Whether there is nothing to heed that a light span doesn't know of."""
     limits = tracer._span_limits
-    return limits.max_span_attribute_length is None and (limits.max_span_attributes or 0) >= _MOST_ATTRIBUTES
+    return (
+        limits.max_span_attribute_length is None
+        and (limits.max_span_attributes or 0) >= _MOST_ATTRIBUTES
+        and tracer._is_enabled()
+        and not os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")
+    )
 
 
 class _PlainStarter:
-    def __init__(self, tracer: trace.Tracer) -> None:
+    def __init__(self, tracer: trace.Tracer, facts: Facts) -> None:
         self._tracer = tracer
+        self._facts = facts
 
-    def __call__(self, name: str, context: Context, attributes: Attributes) -> Span:
-        return self._tracer.start_span(
+    def __call__(
+        self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest
+    ) -> RequestSpan | None:
+        span = self._tracer.start_span(
             name,
             context=context,
             kind=SpanKind.SERVER,
-            attributes=attributes(),
+            attributes=self._facts(exchange, request),
             record_exception=False,
             set_status_on_exception=False,
         )
+        return _Owned.of(span)
+
+    def settle(self) -> None:
+        pass
+
+
+class Borrowed:
+    """A span that somebody else starts and ends."""
+
+    def __init__(self, span: Span, ids: SpanContext) -> None:
+        self.span = span
+        self.trace_id = ids.trace_id
+        self.span_id = ids.span_id
+        self.sampled = ids.trace_flags.sampled
+
+    @classmethod
+    def of(cls, span: Span) -> Borrowed | None:
+        """``None`` for a span without ids, as a provider that traces nothing makes them."""
+        ids = span.get_span_context()
+        return cls(span, ids) if ids.is_valid else None
+
+    def record_exception(self, exception: Exception) -> None:
+        pass
+
+    def finish(self, exchange: Exchange) -> None:
+        pass
+
+
+class _Owned(Borrowed):
+    """A span of ours that isn't light."""
+
+    def record_exception(self, exception: Exception) -> None:
+        self.span.record_exception(exception)
+
+    def finish(self, exchange: Exchange) -> None:
+        if self.span.is_recording():
+            _set_outcome(self.span, exchange)
+        self.span.end()
 
 
 class _LightStarter:
     """Does what the SDK's `Tracer.start_span` does: parent, ids, sampler, processors' ``on_start``."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._ids = tracer.id_generator
-        self._should_sample = tracer.sampler.should_sample
+    def __init__(self, tracer: Tracer, facts: Facts) -> None:
+        ids = tracer.id_generator
+        random = TraceFlags.RANDOM_TRACE_ID if ids.is_trace_id_random() else TraceFlags.DEFAULT
+        self.tracer = tracer
+        self.facts = facts
+        self.processors = _Processors(tracer)
+        self.ended: deque[ServerSpan] = deque()
+        self._new_trace_id = ids.generate_trace_id
+        self._new_span_id = ids.generate_span_id
+        self._bound = _bound_of(tracer.sampler)
         self._blind = _looks_at_no_attributes(tracer.sampler)
+        self._sampled = TraceFlags(TraceFlags.SAMPLED | random)
+        self._dropped = TraceFlags(random)
 
-    def __call__(self, name: str, context: Context, attributes: Attributes) -> Span:
-        parent: SpanContext | None = trace.get_current_span(context).get_span_context()
-        if parent is None or not parent.is_valid:
-            parent = None
-            trace_id = self._ids.generate_trace_id()
-        else:
-            trace_id = parent.trace_id
-        facts = None if self._blind else attributes()
-        sampled = self._should_sample(context, trace_id, name, SpanKind.SERVER, facts, ())
-        flags = _SAMPLED if sampled.decision is Decision.RECORD_AND_SAMPLE else _DROPPED
-        ids = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, sampled.trace_state)
-        if sampled.decision is Decision.DROP:
-            return NonRecordingSpan(ids)
-        facts = attributes() if facts is None else dict(sampled.attributes)
-        span = ServerSpan(self._tracer, name, ids, parent, facts)
-        self._tracer.span_processor.on_start(span, parent_context=context)
+    def __call__(
+        self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest
+    ) -> RequestSpan:
+        if context is not NOTHING or self._bound is None:
+            return self._ask(name, context, exchange, request)
+        trace_id = self._new_trace_id()
+        if trace_id & _TRACE_ID_LIMIT >= self._bound:
+            return _DroppedSpan(trace_id, self._new_span_id(), self._dropped)
+        span = ServerSpan(self, name, trace_id, self._new_span_id(), self._sampled, exchange, request)
+        self.processors.start(span, context)
         return span
+
+    def settle(self) -> None:
+        for span in taken(self.ended):
+            span.hand_over()
+
+    def _ask(self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
+        """With a parent, or a sampler that looks at more than the trace id."""
+        parent: SpanContext | None = trace.get_current_span(context).get_span_context()
+        if parent is not None and parent.is_valid:
+            trace_id, random = parent.trace_id, parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
+        else:
+            parent, trace_id, random = None, self._new_trace_id(), int(self._dropped)
+        facts = None if self._blind else self.facts(exchange, request)
+        answer = self.tracer.sampler.should_sample(context, trace_id, name, SpanKind.SERVER, facts, ())
+        sampled = answer.decision is Decision.RECORD_AND_SAMPLE
+        flags = TraceFlags(random | (TraceFlags.SAMPLED if sampled else 0))
+        if answer.decision is Decision.DROP:
+            return _DroppedSpan(trace_id, self._new_span_id(), flags, answer.trace_state)
+        span = ServerSpan(self, name, trace_id, self._new_span_id(), flags, exchange, request)
+        span._parent, span._state = parent, answer.trace_state
+        if facts is not None:
+            span._made_attributes = dict(answer.attributes)
+        self.processors.start(span, context)
+        return span
+
+
+def _is(sampler: Sampler, kind: type[Sampler]) -> bool:
+    """Whether it decides as ``kind`` does; the SDK has subclasses that only fill in arguments."""
+    return isinstance(sampler, kind) and type(sampler).should_sample is kind.should_sample
 
 
 def _looks_at_no_attributes(sampler: Sampler) -> bool:
     """Whether ``sampler`` is one of the SDK's, which decide by trace id and parent alone."""
-    if type(sampler) in (StaticSampler, TraceIdRatioBased):
+    if _is(sampler, StaticSampler) or _is(sampler, TraceIdRatioBased):
         return True
-    return isinstance(sampler, ParentBased) and all(
+    return _is(sampler, ParentBased) and all(
         _looks_at_no_attributes(part) for part in vars(sampler).values() if isinstance(part, Sampler)
     )
+
+
+def _bound_of(sampler: Any) -> int | None:
+    """Below which low half of its id a trace without parent is sampled, if ``sampler`` asks no more."""
+    if _is(sampler, ParentBased):
+        return _bound_of(sampler._root)
+    if _is(sampler, TraceIdRatioBased):
+        return int(sampler.bound)
+    if _is(sampler, StaticSampler) and sampler._decision is not Decision.RECORD_ONLY:
+        return 0 if sampler._decision is Decision.DROP else _TRACE_ID_LIMIT + 1
+    return None
+
+
+class _Processors:
+    """A provider's span processors; those whose hooks do nothing aren't called."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._all: Any = tracer.span_processor
+        self._known: Any = None
+        self.are_patient = False
+        """Whether all of them only queue what has ended, so that it may come a little later."""
+        self._told: tuple[Any, ...] = (self._all,)
+        self._ended: tuple[Any, ...] = (self._all,)
+
+    def start(self, span: ServerSpan, context: Context) -> None:
+        if getattr(self._all, "_span_processors", None) is not self._known:
+            self._sort()
+        for processor in self._told:
+            processor.on_start(span, parent_context=context)
+
+    def end(self, span: ServerSpan) -> None:
+        for processor in self._told:
+            processor._on_ending(span)
+        for processor in self._ended:
+            processor.on_end(span)
+
+    def _sort(self) -> None:
+        """Processors may be added to a provider at any time, and are never taken away."""
+        self._known = self._all._span_processors
+        if type(self._all) is SynchronousMultiSpanProcessor:
+            self._ended = tuple(each for each in self._known if type(each) is not Linker)
+            self._told = tuple(each for each in self._ended if type(each) not in _HEAR_ONLY_OF_ENDS)
+            self.are_patient = all(type(each) is BatchSpanProcessor for each in self._ended)
+
+
+_HEAR_ONLY_OF_ENDS = (BatchSpanProcessor, SimpleSpanProcessor)
+
+
+class _DroppedSpan(NonRecordingSpan):
+    """The span of a request that sampling leaves out: two numbers, unless somebody asks for more."""
+
+    sampled = False
+
+    def __init__(
+        self, trace_id: int, span_id: int, flags: TraceFlags, state: TraceState | None = None
+    ) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self._flags = flags
+        self._state = state
+
+    @property
+    def span(self) -> Span:
+        return self
+
+    @property
+    def _context(self) -> SpanContext:  # type: ignore[override]
+        return SpanContext(self.trace_id, self.span_id, False, self._flags, self._state)
+
+    def finish(self, exchange: Exchange) -> None:
+        pass
 
 
 class ServerSpan(SdkSpan):
@@ -107,29 +304,60 @@ class ServerSpan(SdkSpan):
 
     # What server spans have in common until they are touched.
     _kind = SpanKind.SERVER
+    _status = _UNSET
+    _parent: SpanContext | None = None
+    _state: TraceState | None = None
     _events: Any = ()
     _links: Any = ()
+    _end_time: int | None = None
     _record_exception = False
     _set_status_on_exception = False
     _record_end_metrics = None
+    _made_context: SpanContext | None = None
+    _made_attributes: Any = None
+    _made_lock: threading.Lock | None = None
 
     def __init__(
         self,
-        tracer: Tracer,
+        home: _LightStarter,
         name: str,
-        ids: SpanContext,
-        parent: SpanContext | None,
-        attributes: dict[str, Any],
+        trace_id: int,
+        span_id: int,
+        flags: TraceFlags,
+        exchange: Exchange,
+        request: web.BaseRequest,
     ) -> None:
-        self._tracer = tracer
+        self._home = home
         self._name = name
-        self._context = ids
-        self._parent = parent
-        self._attributes: Any = attributes
-        self._status = _UNSET
-        self._made_lock: threading.Lock | None = None
-        self._start_time = time_ns()
-        self._end_time: int | None = None
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self._flags = flags
+        self._of: tuple[Exchange, web.BaseRequest] | None = (exchange, request)
+        self._start_time: int = time_ns()
+
+    @property
+    def span(self) -> Span:
+        return self
+
+    @property
+    def sampled(self) -> bool:
+        return self._flags.sampled
+
+    @property
+    def _context(self) -> SpanContext:  # type: ignore[override]
+        made = self._made_context
+        if made is None:
+            made = self._made_context = SpanContext(
+                self.trace_id, self.span_id, False, self._flags, self._state
+            )
+        return made
+
+    @property
+    def _attributes(self) -> Any:  # type: ignore[override]
+        made = self._made_attributes
+        if made is None:
+            made = self._made_attributes = {} if self._of is None else self._home.facts(*self._of)
+        return made
 
     @property
     def _lock(self) -> Any:  # type: ignore[override]
@@ -137,49 +365,62 @@ class ServerSpan(SdkSpan):
         if lock is None:
             lock = self._made_lock = threading.Lock()
             most = self._limits.max_span_attributes
-            self._attributes = BoundedAttributes(most, self._attributes, immutable=False)
+            self._made_attributes = BoundedAttributes(most, self._attributes, immutable=False)
             self._events = self._new_events()  # type: ignore[no-untyped-call]
             self._links = self._new_links(())
         return lock
 
     @property
     def _limits(self) -> Any:
-        return self._tracer._span_limits
+        return self._home.tracer._span_limits
 
     @property
     def _resource(self) -> Any:  # type: ignore[override]
-        return self._tracer.resource
+        return self._home.tracer.resource
 
     @property
     def _span_processor(self) -> Any:  # type: ignore[override]
-        return self._tracer.span_processor
+        return self._home.tracer.span_processor
 
     @property
     def _instrumentation_scope(self) -> Any:  # type: ignore[override]
-        return self._tracer._instrumentation_scope
+        return self._home.tracer._instrumentation_scope
 
     @property
     def _instrumentation_info(self) -> Any:  # type: ignore[override]
-        return self._tracer.instrumentation_info
+        return self._home.tracer.instrumentation_info
 
-    def finish(self, status: int | None, error_type: str | None, failed: bool) -> None:
+    def finish(self, exchange: Exchange) -> None:
         """Set the outcome and end, without becoming a full span for it."""
         if self._end_time is not None:  # the service has ended it
+            self._of = None
             return
+        end_time = self._start_time + int((exchange.duration or 0.0) * 1e9)
         if self._made_lock is not None:
-            set_outcome(self, status, error_type, failed)
-            self.end()
+            _set_outcome(self, exchange)
+            self.end(end_time)
+            self._of = None
             return
-        if status is not None:
-            self._attributes["http.response.status_code"] = status
-        if error_type is not None:
-            self._attributes["error.type"] = error_type
-        if failed:
-            self._status = _ERROR
-        self._end_time = time_ns()
-        processor = self._tracer.span_processor
-        processor._on_ending(self)
-        processor.on_end(self)
+        self._end_time = end_time
+        if self._home.processors.are_patient:
+            self._home.ended.append(self)
+        else:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Make what is exported of a light span that has ended."""
+        of = self._of
+        if of is None:
+            return
+        exchange, attributes = of[0], self._attributes
+        if exchange.status is not None:
+            attributes["http.response.status_code"] = exchange.status
+        if exchange.error_type is not None:
+            attributes["error.type"] = exchange.error_type
+            if _is_our_error(exchange):
+                self._status = _ERROR
+        self._of = None  # lets go of the request, and breaks the cycle with the exchange
+        self._home.processors.end(self)
 
 
 def fail(span: Span, exc: BaseException) -> None:
@@ -190,20 +431,15 @@ def fail(span: Span, exc: BaseException) -> None:
     span.set_status(Status(StatusCode.ERROR, name))
 
 
-def finish(span: Span, status: int | None, error_type: str | None, failed: bool) -> None:
-    """End a server span with the outcome of its request; ``failed`` if that is the service's error."""
-    if type(span) is ServerSpan:
-        span.finish(status, error_type, failed)
-        return
-    if span.is_recording():
-        set_outcome(span, status, error_type, failed)
-    span.end()
+def _set_outcome(span: Span, exchange: Exchange) -> None:
+    if exchange.status is not None:
+        span.set_attribute("http.response.status_code", exchange.status)
+    if exchange.error_type is not None:
+        span.set_attribute("error.type", exchange.error_type)
+        if _is_our_error(exchange):
+            span.set_status(_ERROR)
 
 
-def set_outcome(span: Span, status: int | None, error_type: str | None, failed: bool) -> None:
-    if status is not None:
-        span.set_attribute("http.response.status_code", status)
-    if error_type is not None:
-        span.set_attribute("error.type", error_type)
-    if failed:
-        span.set_status(_ERROR)
+def _is_our_error(exchange: Exchange) -> bool:
+    """Whether the service failed; a client that left, or erred (4xx), is no error of a server span."""
+    return exchange.error_type is not None and exchange.status != 499

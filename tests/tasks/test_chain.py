@@ -74,7 +74,10 @@ async def through_athrow() -> None:
 
 
 async def through_drive() -> None:
-    await drive(here(), Polled())
+    async def there(argument: None) -> None:
+        await here()
+
+    await drive(there, None, Polled(), lambda error: None)
 
 
 class Delegating:
