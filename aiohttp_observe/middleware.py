@@ -35,7 +35,7 @@ CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
 _CLIENT_CLOSED_REQUEST = 499
-_SETTLE_COUNT = 32
+_SETTLE_COUNT = 16
 _SETTLE_DELAY = 0.02
 """Requests, and seconds, after which what they left for later is done."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch

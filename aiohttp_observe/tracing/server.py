@@ -120,9 +120,6 @@ class ServerTracer:
         if exchange.span is not None:
             _own(exchange.span).finish(exchange)
 
-    def settle(self) -> None:
-        self._start_server_span.settle()
-
     def _capture_response_headers(self, exchange: Exchange, response: web.StreamResponse) -> None:
         if exchange.span is not None and exchange.sampled:
             _own(exchange.span).span.set_attributes(self._response_headers.of(response.headers))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from time import time_ns
 from typing import Any, Protocol
@@ -35,7 +34,7 @@ from opentelemetry.trace import (
     TraceState,
 )
 
-from ..exchange import Exchange, taken
+from ..exchange import Exchange
 from .provider import Linker
 
 __all__ = ["NOTHING", "Borrowed", "RequestSpan", "Starter", "fail", "starter"]
@@ -66,14 +65,8 @@ class RequestSpan(Protocol):
         """End it with the outcome of its request."""
 
 
-class Starter(Protocol):
-    """Starts server spans of a name, in a context; `settle` does what is left to do of ended ones."""
-
-    def __call__(
-        self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest
-    ) -> RequestSpan | None: ...
-
-    def settle(self) -> None: ...
+Starter = Callable[[str, Context, Exchange, web.BaseRequest], "RequestSpan | None"]
+"""Starts the server span of a request, of a name, in a context."""
 
 
 _UNSET = Status(StatusCode.UNSET)
@@ -117,9 +110,6 @@ class _PlainStarter:
             set_status_on_exception=False,
         )
         return _Owned.of(span)
-
-    def settle(self) -> None:
-        pass
 
 
 class Borrowed:
@@ -165,7 +155,6 @@ class _LightStarter:
         self.tracer = tracer
         self.facts = facts
         self.processors = _Processors(tracer)
-        self.ended: deque[ServerSpan] = deque()
         self._new_trace_id = ids.generate_trace_id
         self._new_span_id = ids.generate_span_id
         self._bound = _bound_of(tracer.sampler)
@@ -184,10 +173,6 @@ class _LightStarter:
         span = ServerSpan(self, name, trace_id, self._new_span_id(), self._sampled, exchange, request)
         self.processors.start(span, context)
         return span
-
-    def settle(self) -> None:
-        for span in taken(self.ended):
-            span.hand_over()
 
     def _ask(self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
         """With a parent, or a sampler that looks at more than the trace id."""
@@ -241,8 +226,6 @@ class _Processors:
     def __init__(self, tracer: Tracer) -> None:
         self._all: Any = tracer.span_processor
         self._known: Any = None
-        self.are_patient = False
-        """Whether all of them only queue what has ended, so that it may come a little later."""
         self._told: tuple[Any, ...] = (self._all,)
         self._ended: tuple[Any, ...] = (self._all,)
 
@@ -264,7 +247,6 @@ class _Processors:
         if type(self._all) is SynchronousMultiSpanProcessor:
             self._ended = tuple(each for each in self._known if type(each) is not Linker)
             self._told = tuple(each for each in self._ended if type(each) not in _HEAR_ONLY_OF_ENDS)
-            self.are_patient = all(type(each) is BatchSpanProcessor for each in self._ended)
 
 
 _HEAR_ONLY_OF_ENDS = (BatchSpanProcessor, SimpleSpanProcessor)
@@ -401,24 +383,14 @@ class ServerSpan(SdkSpan):
             self.end(end_time)
             self._of = None
             return
-        self._end_time = end_time
-        if self._home.processors.are_patient:
-            self._home.ended.append(self)
-        else:
-            self.hand_over()
-
-    def hand_over(self) -> None:
-        """Make what is exported of a light span that has ended."""
-        of = self._of
-        if of is None:
-            return
-        exchange, attributes = of[0], self._attributes
+        attributes = self._attributes
         if exchange.status is not None:
             attributes["http.response.status_code"] = exchange.status
         if exchange.error_type is not None:
             attributes["error.type"] = exchange.error_type
             if _is_our_error(exchange):
                 self._status = _ERROR
+        self._end_time = end_time
         self._of = None  # lets go of the request, and breaks the cycle with the exchange
         self._home.processors.end(self)
 
