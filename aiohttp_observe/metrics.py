@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from .exchange import OTHER, Exchange, SpanIds, current_scope, taken
+from .exchange import MALFORMED, OTHER, Exchange, SpanIds, current_scope, taken
 from .options import check_flag, check_instance, check_path, check_positive_int
 
 __all__ = ["Metrics", "timeit"]
@@ -432,7 +432,7 @@ class ServerMetrics:
             ended = per_route.add(exchange.status, exchange.error_type)
         exemplar = exchange.span if self._exemplars and exchange.sampled else None
         ended.observe(exchange.duration or 0.0, exemplar)
-        if not exchange.polls:  # refused by the parser: it never started
+        if exchange.route is MALFORMED:  # it never started
             return
         per_route.busy(exchange.busy)
         if exchange.request_size:

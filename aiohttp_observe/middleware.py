@@ -1,9 +1,10 @@
 """The one middleware: it times a request, drives its handler, tells the truth about its end.
 
-A request has two ends.  The middleware sees its handler return or raise; the request's own
-task ends later, after the last byte, and knows the status really sent (504 for an escaped
-``TimeoutError``, 500 for a crash) and whether the client was still there.  So the middleware
-leaves a done-callback on that task, and observers hear ``finished`` from there.
+A request has two ends.  The middleware sees its handler return or raise; later, after the
+last byte, it is known which status was really sent (504 for an escaped ``TimeoutError``, 500
+for a crash) and whether the client was still there.  aiohttp tells that to the access logger,
+which is ours if logs are on; else, and when a task is cancelled, a done-callback on the
+request's own task learns it.  Observers hear ``finished`` from there.
 
 The context variables set here are never reset: aiohttp writes its "Error handling request"
 line in the same task after the middlewares have returned, and a reset would strip the ids
@@ -15,26 +16,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from random import getrandbits
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
+from .ending import is_complete, result_of, tell_end
 from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope
 from .tasks import adopt, drive
 
-__all__ = ["CLIENT_DISCONNECTED", "REQUEST_ID_HEADER", "Recorder"]
+__all__ = ["REQUEST_ID_HEADER", "Recorder"]
 
 REQUEST_ID_HEADER = istr("X-Request-ID")
-CLIENT_DISCONNECTED = "client_disconnected"
 
-_SWITCHING_PROTOCOLS = 101
-_CLIENT_CLOSED_REQUEST = 499
 _SETTLE_COUNT = 16
 _SETTLE_DELAY = 0.02
 """Requests, and seconds, after which what they left for later is done."""
@@ -80,10 +78,10 @@ class Recorder:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.in_flight: dict[Exchange, web.Request] = {}
+        self.in_flight: dict[Exchange, Flight] = {}
+        self.hears_of_ends = False
         self.adapt: Callable[[Handler], Handler] | None = None
         self._stopping = False
-        self._gone_at: dict[Exchange, float] = {}
         self._complaints: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
         self._raised: list[tuple[str, Callable[[Exchange, Exception], None]]] = []
@@ -111,12 +109,11 @@ class Recorder:
         scope, in_flight, started = self.scope, self.in_flight, self._started
 
         @web.middleware
-        def observe(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             exchange = _exchange_of(request, scope)
+            flight = in_flight[exchange] = Flight(self, exchange, request)
             CURRENT.set(exchange)
-            adopt(task, exchange)
-            in_flight[exchange] = request
+            adopt(flight.task, exchange)
             for name, hook in started:
                 try:
                     hook(exchange, request)
@@ -124,36 +121,18 @@ class Recorder:
                     self._complain(name, exc)
             if self.adapt is not None:
                 handler = self.adapt(handler)
-            return drive(handler, request, exchange, partial(self._left, exchange, request, task))
+            return await drive(handler, request, exchange, flight.left)
 
         return observe
 
-    def _left(
-        self,
-        exchange: Exchange,
-        request: web.Request,
-        task: asyncio.Task[Any],
-        error: BaseException | None,
-    ) -> None:
-        """The handler has returned or raised; the response may still have to be sent."""
-        name = None
-        if isinstance(error, web.HTTPException):
-            if error.status >= 500:
-                self._tell_raised(exchange, error)
-        elif error is not None:
-            name = type(error).__qualname__
-            if isinstance(error, Exception):
-                self._tell_raised(exchange, error)
-        transport = request.transport
-        gone = transport is None or transport.is_closing()
-        exchange.request_size = request.content.total_bytes
-        task.add_done_callback(partial(self._ended, exchange, gone, name))
-
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """The ``on_response_prepare`` signal: the request id goes out on every response."""
-        exchange = CURRENT.get()
-        if exchange is None or exchange.scope is not self.scope:
+        exchange = CURRENT.get() or self._exchange_from_outside(request)
+        if exchange.scope is not self.scope:
             return
+        flight = self.in_flight.get(exchange)
+        if flight is not None:
+            flight.response = response
         exchange.status = response.status
         response.headers[REQUEST_ID_HEADER] = exchange.request_id
         for name, hook in self._prepared:
@@ -162,48 +141,75 @@ class Recorder:
             except Exception as exc:
                 self._complain(name, exc)
 
+    def _exchange_from_outside(self, request: web.Request) -> Exchange:
+        """Of a request that isn't being handled in this task.
+
+        Some middleware outside ours has it handled in another task, or aiohttp has refused
+        its ``Expect`` before any middleware was called.
+        """
+        for flight in self.in_flight.values():
+            if flight.request is request:
+                return flight.exchange
+        exchange = _exchange_of(request, self.scope)
+        CURRENT.set(exchange)
+        return exchange
+
     async def stop(self, app: web.Application) -> None:
         """The ``on_shutdown`` signal: from here on the server may cut requests short itself."""
         self._stopping = True
 
-    def malformed(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
-        """A request that the parser refused: it never reached the application."""
-        exchange = Exchange(
-            self.scope,
-            _new_id(),
-            method="_OTHER",
-            route=MALFORMED,
-            path="",
-            client_address=request.remote,
-            user_agent=None,
-            started=perf_counter() - seconds,
-        )
-        exchange.status = response.status
-        exchange.duration = seconds
-        exchange.response_size = response.body_length
-        self._tell_finished(exchange)
+    def answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
+        """From the access logger, in the request's own task: all of ``response`` is sent, or can't be.
 
-    def note_departures(self) -> None:
-        """Remember since when each client has been gone whose handler still works.
+        It is called for all but those whose task is cancelled or fails while sending.
+        """
+        try:
+            self._answered(request, response, seconds)
+        except Exception as exc:
+            self._complain("recorder", exc)
 
-        Called now and then from the loop, since aiohttp announces no disconnect to a
-        handler that isn't cancelled by it.
+    def _answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
+        exchange = CURRENT.get()
+        if exchange is None and getattr(request, "_match_info", None) is not None:
+            exchange = self._exchange_from_outside(cast(web.Request, request))
+        if exchange is None:
+            exchange = _malformed(request, self.scope, seconds)
+        flight = self.in_flight.get(exchange)
+        if flight is not None:
+            self.hears_of_ends = True
+            transport = request.transport
+            flight.gone = flight.gone or transport is None or transport.is_closing()
+            self.end(flight, response, None)
+        elif exchange.duration is None:  # refused by the parser, or for what it expects
+            exchange.duration = perf_counter() - exchange.started
+            tell_end(exchange, response, gone=False, error=None, failure=None)
+            self._tell_finished(exchange)
+
+    def look_around(self) -> None:
+        """Several times a second: notice what nobody announces.
+
+        That is a client leaving while its handler works, unless aiohttp cancels that, and a
+        task that ended while it sent the response.
         """
         now = perf_counter()
-        for exchange, request in self.in_flight.items():
-            if request.transport is None:
-                self._gone_at.setdefault(exchange, now)
+        for flight in list(self.in_flight.values()):
+            if flight.task.done():
+                flight.landed(flight.task)
+            elif flight.gone_at is None and flight.request.transport is None:
+                flight.gone_at = now
 
-    def _ended(self, exchange: Exchange, gone: bool, error: str | None, task: asyncio.Task[Any]) -> None:
+    def end(self, flight: Flight, response: Any, failure: str | None) -> None:
+        """Complete the exchange and tell the observers."""
+        exchange = flight.exchange
+        if self.in_flight.pop(exchange, None) is None:
+            return
         now = perf_counter()
         exchange.duration = now - exchange.started
-        self.in_flight.pop(exchange, None)
-        left_at = self._gone_at.pop(exchange, None)
-        if left_at is not None:
-            exchange.abandoned = now - left_at
-        gone = gone and not (self._stopping and task.cancelled())
+        if flight.gone_at is not None:
+            exchange.abandoned = now - flight.gone_at
+        gone = flight.gone and not (self._stopping and failure == "CancelledError")
         try:
-            _tell_the_end(exchange, gone, error, task)
+            tell_end(exchange, response or flight.response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
             self._complain("recorder", exc)
         self._tell_finished(exchange)
@@ -233,7 +239,7 @@ class Recorder:
         self._settling = None
         self.settle()
 
-    def _tell_raised(self, exchange: Exchange, error: Exception) -> None:
+    def tell_raised(self, exchange: Exchange, error: Exception) -> None:
         for name, hook in self._raised:
             try:
                 hook(exchange, error)
@@ -280,53 +286,59 @@ def _route_of(request: web.Request) -> str:
     return canonical
 
 
-def _tell_the_end(exchange: Exchange, gone: bool, error: str | None, task: asyncio.Task[Any]) -> None:
-    """Fill in status, error and size from the request's ended task.
-
-    The task's result is aiohttp's internal ``(response, reset)``, read defensively: what the
-    middleware and the response's preparation saw stands where it says nothing.
-    """
-    reset, failure = False, None
-    if task.cancelled():
-        failure = "CancelledError"
-    elif (exc := task.exception()) is not None:
-        failure = error or type(exc).__qualname__
-    else:
-        response, reset = _result_of(task)
-        exchange.status = getattr(response, "status", exchange.status)
-        exchange.response_size = _body_size(exchange, response, gone or reset)
-    status = exchange.status
-    if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
-        exchange.error_type = failure
-    elif gone or reset:
-        exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, CLIENT_DISCONNECTED
-    elif failure is not None:
-        exchange.error_type = failure
-    elif status is not None and status >= 500:
-        exchange.error_type = error or str(status)
+def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchange:
+    """Of a request that the parser refused: it never reached the application."""
+    return Exchange(
+        scope,
+        _new_id(),
+        method="_OTHER",
+        route=MALFORMED,
+        path="",
+        client_address=request.remote,
+        user_agent=None,
+        started=perf_counter() - seconds,
+    )
 
 
-def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
-    """Bytes of the body that were sent; a chunked one counts with its framing.
+class Flight:
+    """One request on its way: what the recorder keeps of it until it has ended."""
 
-    aiohttp's ``body_length`` counts the response's head too, and leaves out what the kernel
-    sent from a file.
-    """
-    sent: int = getattr(response, "body_length", 0)
-    if not sent or exchange.method == "HEAD" or response.status in (204, 304):
-        return 0
-    declared: int | None = response.content_length
-    if declared is not None:
-        return min(declared, sent) if cut_short else declared
-    head = sum(len(name) + len(value) + 4 for name, value in response.headers.items())
-    return max(sent - head - len(f"HTTP/1.1 {response.status} {response.reason}\r\n\r\n"), 0)
+    __slots__ = ("error", "exchange", "gone", "gone_at", "recorder", "request", "response", "task")
 
+    def __init__(self, recorder: Recorder, exchange: Exchange, request: web.Request) -> None:
+        self.recorder = recorder
+        self.exchange = exchange
+        self.request = request
+        self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        self.response: web.StreamResponse | None = None
+        self.error: str | None = None
+        self.gone = False
+        self.gone_at: float | None = None
 
-def _result_of(task: asyncio.Task[Any]) -> tuple[Any, bool]:
-    result = task.result()
-    if isinstance(result, tuple) and len(result) == 2:
-        return result[0], bool(result[1])
-    return None, False
+    def left(self, response: web.StreamResponse | None, error: BaseException | None) -> None:
+        """The handler has returned or raised; the response may still have to be sent."""
+        if error is not None:
+            self._raised(error)
+        request = self.request
+        transport = request.transport
+        self.gone = (transport is None or transport.is_closing()) and not is_complete(response)
+        self.exchange.request_size = request.content.total_bytes
+        if not self.recorder.hears_of_ends or self.error == "CancelledError":
+            self.task.add_done_callback(self.landed)
+
+    def landed(self, task: asyncio.Task[Any]) -> None:
+        """The request's own task has ended: who doesn't hear of the end otherwise learns it here."""
+        response, reset, failure = result_of(task)
+        self.gone = self.gone or reset
+        self.recorder.end(self, response, failure and (self.error or failure))
+
+    def _raised(self, error: BaseException) -> None:
+        if not isinstance(error, web.HTTPException):
+            self.error = type(error).__qualname__
+        elif error.status < 500:
+            return
+        if isinstance(error, Exception):
+            self.recorder.tell_raised(self.exchange, error)
 
 
 def user_observers(observers: Iterable[object]) -> list[tuple[str, object]]:

@@ -163,7 +163,7 @@ class Observability:
         if pillars.tracing is not None:
             self.tracer = scope.tracer = pillars.tracing.install(scope.meter)
         if pillars.logs is not None:
-            self.logs = pillars.logs.install(app, scope.meter, self.recorder.malformed)
+            self.logs = pillars.logs.install(app, scope.meter, self.recorder.answered)
         if pillars.client is not None:
             pillars.client.install(app, scope)
         gate = None if pillars.admin is None else pillars.admin.install(app, self)
@@ -222,6 +222,7 @@ class Observability:
         atexit.register(settle)
         stack.callback(atexit.unregister, settle)
         stack.callback(settle)
+        stack.callback(self.recorder.look_around)
         if self.metrics is not None:
             in_flight = self.recorder.in_flight
             stack.callback(self.metrics.count_active(lambda: list(in_flight)))
@@ -256,7 +257,7 @@ class Observability:
 
         def look() -> None:
             nonlocal timer
-            self.recorder.note_departures()
+            self.recorder.look_around()
             if self.metrics is not None:
                 self.metrics.tick()
             timer = loop.call_later(_LOOK_INTERVAL, look)

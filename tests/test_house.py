@@ -15,7 +15,7 @@ HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
     {"exchange", "options"},
-    {"tasks"},
+    {"ending", "tasks"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
     {"plugin"},
     {"__init__"},

@@ -617,9 +617,11 @@ async def test_a_malformed_request_is_counted(
 async def test_an_expectation_that_is_refused_is_counted(service: Service, witness: Witness) -> None:
     """aiohttp answers before any middleware."""
     sent = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: nonsense\r\n\r\n"
-    assert (await service.exchange_bytes(sent)).startswith(b"HTTP/1.1 417")
+    answer = await service.exchange_bytes(sent)
+    assert answer.startswith(b"HTTP/1.1 417")
     exchange = await witness.next()
-    assert (exchange.route, exchange.status) == ("_malformed", 417)
+    assert (exchange.method, exchange.route, exchange.status) == ("GET", "/hello", 417)
+    assert f"X-Request-ID: {exchange.request_id}".encode() in answer
 
 
 async def test_a_malformed_request_after_a_good_one_is_not_taken_for_it(

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ..exchange import Meter
 from ..options import check_choice, check_flag, check_positive_int, environment
-from .access import AccessLines, AccessLogger, Malformed, bound_to
+from .access import AccessLines, AccessLogger, Answered, bound_to
 from .context import RecordFactory, bind, bound, log_context
 from .lines import JsonFormatter, to_json, to_text
 from .writer import Writer, WriterHandler
@@ -67,18 +67,18 @@ class Logs:
         check_flag("Logs(replace=...)", self.replace)
         check_positive_int("Logs(queue_size=...)", self.queue_size, "lines")
 
-    def install(self, app: web.Application, meter: Meter, malformed: Malformed) -> ServerLogs:
+    def install(self, app: web.Application, meter: Meter, answered: Answered) -> ServerLogs:
         """Prepare ``app``: the running thing takes hold of logging when opened, not before."""
         level = self.level or (environment("LOG_LEVEL") or "INFO").upper()
         check_choice("AIOHTTP_OBSERVE_LOG_LEVEL", level, _LEVELS)
         format_ = self.format or environment("LOG_FORMAT") or "json"
         check_choice("AIOHTTP_OBSERVE_LOG_FORMAT", format_, _FORMATS)
         if self.access:
-            _take_over_access_log(app, malformed)
+            _take_over_access_log(app, answered)
         return ServerLogs(self, level, format_, meter)
 
 
-def _take_over_access_log(app: web.Application, malformed: Malformed) -> None:
+def _take_over_access_log(app: web.Application, answered: Answered) -> None:
     """Make ours the access logger of whatever server will run ``app``.
 
     aiohttp reads an application's handler arguments when it makes the server, over those of
@@ -88,7 +88,7 @@ def _take_over_access_log(app: web.Application, malformed: Malformed) -> None:
     app._handler_args = {
         **(app._handler_args or {}),
         "access_log": logging.getLogger("aiohttp_observe.access"),
-        "access_log_class": bound_to(malformed),
+        "access_log_class": bound_to(answered),
     }
 
 

@@ -20,7 +20,7 @@ __all__ = ["AccessLines", "AccessLogger", "access_line"]
 
 logger = logging.getLogger("aiohttp_observe.access")
 
-Malformed = Callable[[web.BaseRequest, web.StreamResponse, float], None]
+Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 
 
 def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
@@ -113,23 +113,20 @@ class AccessLines:
 class AccessLogger(AbstractAccessLogger):
     """The access line for ``web.run_app(access_log_class=AccessLogger)``.
 
-    An application with observability has it in place already: there it stays silent for
-    requests that were observed, and reports those that the parser refused.  Elsewhere it
-    writes the same line from what aiohttp tells.
+    An application with observability has it in place already: there it only reports when a
+    response has been sent.  Elsewhere it writes the same line from what aiohttp tells.
     """
 
-    malformed: Malformed | None = None
+    answered: Answered | None = None
 
     @property
     def enabled(self) -> bool:
-        return self.malformed is not None or logger.isEnabledFor(logging.INFO)
+        return self.answered is not None or logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        if current_exchange() is not None:
-            return
-        if self.malformed is not None:
-            self.malformed(request, response, time)
-        else:
+        if self.answered is not None:
+            self.answered(request, response, time)
+        elif current_exchange() is None:
             self._write(request, response, time)
 
     def _write(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
@@ -144,6 +141,6 @@ class AccessLogger(AbstractAccessLogger):
         logger.info("%s %s %s", request.method, facts["url.path"], response.status, extra=facts)
 
 
-def bound_to(malformed: Malformed) -> type[AccessLogger]:
+def bound_to(answered: Answered) -> type[AccessLogger]:
     """An `AccessLogger` that reports to one application."""
-    return type("AccessLogger", (AccessLogger,), {"malformed": staticmethod(malformed)})
+    return type("AccessLogger", (AccessLogger,), {"answered": staticmethod(answered)})

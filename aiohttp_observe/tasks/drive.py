@@ -26,11 +26,11 @@ def drive(
     function: Callable[[A], Awaitable[T]],
     argument: A,
     polled: Polled,
-    left: Callable[[BaseException | None], None],
+    left: Callable[[T | None, BaseException | None], None],
 ) -> Generator[Any, Any, T]:
     """Await ``function(argument)``; behaves as that does, exceptions and cancellation included.
 
-    ``left`` is told when it ends: what it raised, or ``None``.
+    ``left`` is told when it ends: what it returned, and what it raised.
 
     The await chain (`aiohttp_observe.tasks.chain`) knows this generator and continues at
     ``coro``, since a generator that sends by hand has no ``gi_yieldfrom``.
@@ -62,10 +62,10 @@ def drive(
             else:
                 resume = coro.send
     except StopIteration as stop:
-        left(None)
+        left(stop.value, None)
         return stop.value  # type: ignore[no-any-return]
     except BaseException as exc:
-        left(exc)
+        left(None, exc)
         raise
 
 

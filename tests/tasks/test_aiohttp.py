@@ -60,7 +60,7 @@ async def driven(
     task = asyncio.current_task()
     assert task is not None
     adopt(task, an_exchange("r9"))
-    return await drive(handler, request, Polled(), lambda error: None)
+    return await drive(handler, request, Polled(), lambda result, error: None)
 
 
 @pytest.fixture

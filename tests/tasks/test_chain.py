@@ -77,7 +77,7 @@ async def through_drive() -> None:
     async def there(argument: None) -> None:
         await here()
 
-    await drive(there, None, Polled(), lambda error: None)
+    await drive(there, None, Polled(), lambda result, error: None)
 
 
 class Delegating:

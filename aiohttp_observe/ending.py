@@ -1,0 +1,84 @@
+"""How a request ended: the status, error and size that are true once its last byte is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .exchange import Exchange
+
+__all__ = ["CLIENT_DISCONNECTED", "is_complete", "result_of", "tell_end"]
+
+CLIENT_DISCONNECTED = "client_disconnected"
+
+_SWITCHING_PROTOCOLS = 101
+_CLIENT_CLOSED_REQUEST = 499
+_LEFT = ("CancelledError", "ConnectionResetError", "ClientConnectionResetError", "BrokenPipeError")
+"""How a websocket's handler hears that its client has left."""
+
+
+def tell_end(
+    exchange: Exchange, response: Any, *, gone: bool, error: str | None, failure: str | None
+) -> None:
+    """Fill in status, error and response size.
+
+    ``response`` is what was sent, if it is known.  ``gone``: the client left before it had all
+    of it.  ``error`` names what the handler raised, ``failure`` what the request's task did.
+    """
+    if response is not None:
+        if failure is None:
+            exchange.status = getattr(response, "status", exchange.status)
+        exchange.response_size = _body_size(exchange, response, gone or failure is not None)
+    status = exchange.status
+    if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
+        exchange.error_type = None if gone and failure in _LEFT else failure
+    elif gone:
+        exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, CLIENT_DISCONNECTED
+    elif failure is not None:
+        exchange.error_type = failure
+    elif status is not None and status >= 500:
+        exchange.error_type = error or str(status)
+
+
+def is_complete(response: Any) -> bool:
+    """Whether all of ``response`` was sent within its handler: a stream or websocket that was ended."""
+    return getattr(response, "_eof_sent", None) is True
+
+
+def result_of(task: asyncio.Task[Any]) -> tuple[Any, bool, str | None]:
+    """The response of a request's ended task, whether its client left meanwhile, and what it raised.
+
+    The result is aiohttp's internal ``(response, reset)``, read defensively.
+    """
+    if task.cancelled():
+        return None, False, "CancelledError"
+    exc = task.exception()
+    if exc is not None:
+        return None, False, type(exc).__qualname__
+    result = task.result()
+    if isinstance(result, tuple) and len(result) == 2:
+        return result[0], bool(result[1]), None
+    return None, False, None
+
+
+def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
+    """Bytes of the body that were sent; a chunked one counts with its framing.
+
+    aiohttp counts the response's head too, and leaves out what the kernel sent from a file.
+    """
+    sent = _bytes_sent(response)
+    if not sent or exchange.method == "HEAD" or response.status in (204, 304):
+        return 0
+    declared: int | None = response.content_length
+    if declared is not None and not cut_short:
+        return declared
+    head = sum(len(name) + len(value) + 4 for name, value in response.headers.items())
+    body = max(sent - head - len(f"HTTP/1.1 {response.status} {response.reason}\r\n\r\n"), 0)
+    return body if declared is None else min(declared, body)
+
+
+def _bytes_sent(response: Any) -> int:
+    sent: int = getattr(response, "body_length", 0)
+    if not sent:  # it was never ended: its writer knows
+        sent = getattr(getattr(response, "_payload_writer", None), "output_size", 0)
+    return sent
