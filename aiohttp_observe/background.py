@@ -90,12 +90,14 @@ async def drain(scope: Scope, timeout: float) -> None:
     in a log line and left alone.
     """
     deadline = perf_counter() + timeout
-    while running := {task for task in scope.background if not task.done()}:
+    own = asyncio.current_task()  # a background task may be what shuts the service down
+    while running := {task for task in scope.background if task is not own and not task.done()}:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=max(deadline - perf_counter(), 0))
         if running:
             _tell_stubborn(running, timeout)
+            scope.background -= running  # told and given up
             return
 
 

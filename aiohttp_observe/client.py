@@ -11,6 +11,7 @@ import asyncio
 import sys
 import warnings
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -202,7 +203,7 @@ class _Call:
         self._official: aiohttp.TraceConfig | None = None
         self._official_call: Any = None
         self._span: _HeldSpan | None = None
-        self._host = ""
+        self._host = self._phase_host = ""
         self._done = False
         self._since: dict[str, float] = {}
         self._dns_seconds = 0.0
@@ -218,6 +219,7 @@ class _Call:
         self._handled_before = sys.exc_info()[1]
         self._method = sanitize_method(params.method)
         self._host, self._port = params.url.host or "", params.url.port
+        self._phase_host = self._host
         exchange = current_exchange()
         if exchange is not None and self._observer.options.send_request_id:
             params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
@@ -259,6 +261,9 @@ class _Call:
 
     def on_request_redirect(self, session: aiohttp.ClientSession, params: Any) -> None:
         self._end_phase("first_byte")
+        location = params.response.headers.get("Location") or params.response.headers.get("URI", "")
+        with suppress(ValueError):  # aiohttp will say so itself
+            self._phase_host = type(params.url)(location).host or self._phase_host
 
     def on_request_headers_sent(self, session: aiohttp.ClientSession, params: Any) -> None:
         self._since["first_byte"] = perf_counter()
@@ -292,7 +297,7 @@ class _Call:
         if since is None:
             return 0.0
         seconds = perf_counter() - since
-        self.meter.client_phase(self._host, phase, max(seconds - less, 0.0))
+        self.meter.client_phase(self._phase_host, phase, max(seconds - less, 0.0))
         return seconds
 
     def _finish(self, response: ref[aiohttp.ClientResponse] | None) -> None:

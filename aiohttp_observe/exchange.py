@@ -29,6 +29,7 @@ __all__ = [
     "current_scope",
     "request_id",
     "taken",
+    "valid",
 ]
 
 T = TypeVar("T")
@@ -264,3 +265,8 @@ def taken(waiting: deque[T]) -> Iterator[T]:
         except IndexError:
             return
         yield item
+
+
+def valid(text: str) -> str:
+    """``text`` with question marks for what isn't Unicode: aiohttp keeps such bytes as lone surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

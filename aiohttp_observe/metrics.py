@@ -51,7 +51,7 @@ class Metrics:
     ``require_token``  whether ``path`` is guarded as ``/_tasks`` is, default ``False``
     ``exemplars``      whether sampled requests leave their trace id in OpenMetrics, default ``True``
     ``max_routes``     route templates told apart before ``_other``, default 500
-    ``max_hosts``      hosts of outbound requests told apart, default 100
+    ``max_hosts``      hosts, and pairs of host and port, of outbound requests told apart, default 100
     ``max_names``      operations, spawned tasks and exception types told apart, default 200 each
 
     The limits of the first description to use a registry hold for that registry.
@@ -158,6 +158,8 @@ class Instruments:
         self.bounded_route = _Bounded(limits.max_routes)
         self.bounded_host = _Bounded(limits.max_hosts)
         self.bounded_error = _Bounded(limits.max_names)
+        self._bounded_port = _Bounded(limits.max_hosts)
+        self._bounded_client_error = _Bounded(limits.max_names)
         self._bounded_operation = _Bounded(limits.max_names)
         self._bounded_task = _Bounded(limits.max_names)
         self.in_flight: list[InFlight] = []
@@ -300,10 +302,10 @@ class Instruments:
         span: SpanIds | None,
     ) -> None:
         bounded = self.bounded_host(host)
-        if bounded is OTHER:
+        if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:
             port = None
-        if error_type is not None:
-            error_type = self.bounded_error(error_type)
+        if error_type is not None and error_type != str(status):
+            error_type = self._bounded_client_error(error_type)
         key = (method, bounded, port, status, error_type)
         series = self._client.get(key)
         if series is None:
@@ -365,7 +367,7 @@ class AtScrape(Collector):
 
     def __init__(self) -> None:
         self.before: list[Callable[[], None]] = []
-        self.tasks: list[TaskCounts] = []
+        self.tasks: list[tuple[object, TaskCounts]] = []
         self.utilization: list[Utilization] = []
 
     def describe(self) -> list[Metric]:
@@ -375,7 +377,7 @@ class AtScrape(Collector):
         for update in list(self.before):
             update()
         totals: dict[tuple[str, str], int] = {}
-        for count in list(self.tasks):
+        for count in dict(self.tasks).values():  # applications may share a loop
             for state, wait, number in count():
                 totals[state, wait] = totals.get((state, wait), 0) + number
         family = self._tasks_family()
@@ -471,11 +473,11 @@ class ServerMetrics:
         before.append(settle)
         return lambda: before.remove(settle)
 
-    def count_tasks(self, count: TaskCounts) -> Callable[[], None]:
-        """Have tasks counted at scrape; returns how to stop."""
+    def count_tasks(self, loop: object, count: TaskCounts) -> Callable[[], None]:
+        """Have the tasks of ``loop`` counted at scrape; returns how to stop."""
         tasks = self.instruments.at_scrape.tasks
-        tasks.append(count)
-        return lambda: tasks.remove(count)
+        tasks.append((loop, count))
+        return lambda: tasks.remove((loop, count))
 
     def read_utilization(self, read: Utilization) -> Callable[[], None]:
         """Have a loop's utilization read at scrape; returns how to stop."""
@@ -495,16 +497,25 @@ class MetricsPage:
         self._registry = registry
         self._gate = gate
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiohttp-observe-metrics")
+        self._at_work: dict[Callable[[Collector], bytes], asyncio.Future[bytes]] = {}
 
     async def get(self, request: web.Request) -> web.Response:
         refusal = None if self._gate is None else self._gate.check(request)
         if refusal is not None:
             return refusal
         encode, content_type = _encoder_for(request.headers.get("Accept", ""))
-        loop = asyncio.get_running_loop()
-        body = await loop.run_in_executor(self._thread, lambda: encode(self._scraped()))
+        body = await asyncio.shield(self._encoding(encode))
         # aiohttp refuses a content_type argument that carries parameters.
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _encoding(self, encode: Callable[[Collector], bytes]) -> asyncio.Future[bytes]:
+        """The one at work, if there is: a crowd of scrapers, gone ones included, costs no more than one."""
+        at_work = self._at_work.get(encode)
+        if at_work is None or at_work.done():
+            loop = asyncio.get_running_loop()
+            at_work = loop.run_in_executor(self._thread, lambda: encode(self._scraped()))
+            self._at_work[encode] = at_work
+        return at_work
 
     def _scraped(self) -> Collector:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

@@ -26,7 +26,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
 from .ending import is_complete, result_of, tell_end
-from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope
+from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, valid
 from .tasks import adopt, drive
 
 __all__ = ["REQUEST_ID_HEADER", "Recorder"]
@@ -178,7 +178,8 @@ class Recorder:
         if flight is not None:
             self.hears_of_ends = True
             transport = request.transport
-            flight.gone = flight.gone or transport is None or transport.is_closing()
+            closed = transport is None or transport.is_closing()
+            flight.gone = flight.gone or (closed and not is_complete(response))
             self.end(flight, response, None)
         elif exchange.duration is None:  # refused by the parser, or for what it expects
             exchange.duration = perf_counter() - exchange.started
@@ -262,14 +263,15 @@ class Recorder:
 def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
     headers = request.headers
     claimed = headers.get(REQUEST_ID_HEADER)
+    agent = headers.get(hdrs.USER_AGENT)
     return Exchange(
         scope,
         claimed if claimed is not None and _well_formed_id(claimed) else _new_id(),
         _METHODS.get(request.method, "_OTHER"),
         _route_of(request),
-        request.rel_url.raw_path,
+        valid(request.rel_url.raw_path),
         request.remote,
-        headers.get(hdrs.USER_AGENT),
+        agent and valid(agent),
         perf_counter(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "check_positive_int",
     "environment",
 ]
+
+
+_plain_path = re.compile(r"[A-Za-z0-9._~/-]+").fullmatch
 
 
 def environment(name: str) -> str | None:
@@ -62,5 +66,6 @@ def check_path(option: str, value: Any) -> None:
     check_instance(option, value, str)
     if not value.startswith("/"):
         raise ValueError(f"{option} takes an absolute path, got {value!r}: write {'/' + value!r}")
-    if value.endswith("/") or any(mark in value for mark in "{}?#") or "//" in value:
+    # A path that has to be percent-escaped is matched by some of aiohttp's routes and not by others.
+    if value.endswith("/") or "//" in value or not _plain_path(value):
         raise ValueError(f"{option} takes a plain path such as '/metrics', got {value!r}")

@@ -213,6 +213,7 @@ class Observability:
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
             yield
+            await self._drain(app)  # what the service's own clean-up has spawned
         self._loop = None
         SCOPE.set(None)
 
@@ -240,7 +241,7 @@ class Observability:
         if pillars.tasks is not None:
             stack.callback(pillars.tasks.install(loop).uninstall)
             if self.metrics is not None:
-                stack.callback(self.metrics.count_tasks(lambda: count_tasks(loop)))
+                stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
             self.monitor = monitor = pillars.loop_watch.install(loop, meter)
             stack.callback(self._stop_watching, monitor)

@@ -740,7 +740,7 @@ async def test_the_text_format_is_readable() -> None:
 
 async def test_the_text_format_ends_with_the_traceback() -> None:
     output = await written_by(lambda: shop.error("failed", exc_info=LookupError("x")), format="text")
-    assert "\nLookupError: x\n" in output.getvalue()
+    assert "\n  | LookupError: x\n" in output.getvalue()
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)

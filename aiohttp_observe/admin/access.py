@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
-import secrets
 import time
 from ipaddress import ip_address
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 __all__ = ["Gate"]
 
 _SESSION_SECONDS = 12 * 3600
-_FORWARDING = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+_FORWARDING = {"cdn-loop", "client-ip", "forwarded", "true-client-ip", "via", "x-real-ip"}
+_FORWARDING_PREFIXES = ("cf-", "x-forwarded", "x-original", "x-envoy-", "x-azure-", "x-appengine-", "x-amz")
 _loopback_host = re.compile(
     r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII
 ).fullmatch
@@ -27,12 +28,14 @@ class Gate:
 
     Without one: a peer on the loopback interface, whose ``Host`` is a loopback name (so that
     no other site's name can be bound to us) and whose request carries no forwarding header
-    (so that a reverse proxy on the same machine doesn't open the door to everybody).
+    (so that a reverse proxy on the same machine doesn't open the door to everybody).  A proxy
+    that hides itself completely can't be told from a local client: behind one, set a token.
     """
 
     def __init__(self, token: str | None) -> None:
-        self._token = None if token is None else token.encode()
-        self._key = secrets.token_bytes(32)
+        self._token = None if token is None else token.strip().encode()
+        # From the token, slowly: the workers of a service must take each other's cookies.
+        self._key = b"" if token is None else _stretched(token.strip().encode())
 
     @property
     def has_login(self) -> bool:
@@ -80,8 +83,11 @@ class Gate:
         return signed and int(until) > time.time()
 
     def _sign(self, until: str) -> str:
-        assert self._token is not None
-        return hmac.digest(self._key, self._token + until.encode(), "sha256").hex()
+        return hmac.digest(self._key, until.encode(), "sha256").hex()
+
+
+def _stretched(token: bytes) -> bytes:
+    return hashlib.scrypt(token, salt=b"aiohttp_observe session", n=2**13, r=8, p=1, dklen=32)
 
 
 def _cookie_name(request: web.Request) -> str:
@@ -103,6 +109,7 @@ def _is_local(request: web.Request) -> bool:
     hosts = request.headers.getall("Host", [])
     return (
         _is_loopback_peer(request)
+        and request.version >= HttpVersion11  # what nginx speaks to a service unless told otherwise
         and len(hosts) == 1
         and _loopback_host(hosts[0]) is not None
         and not any(_forwards(name.lower()) for name in request.headers)
@@ -110,7 +117,7 @@ def _is_local(request: web.Request) -> bool:
 
 
 def _forwards(header: str) -> bool:
-    return header in _FORWARDING or header.startswith(("x-forwarded", "x-original"))
+    return header in _FORWARDING or header.startswith(_FORWARDING_PREFIXES) or header.endswith("client-ip")
 
 
 def _is_loopback_peer(request: web.Request) -> bool:

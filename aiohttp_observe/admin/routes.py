@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
+from math import isfinite
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -54,6 +55,7 @@ class Routes:
         add(self._path + "/static/{name}", self._guarded(self.static))
         if self._gate.has_login:
             app.router.add_post(self._path + "/login", self.login)
+        app.router.add_route("*", self._path, self._guarded(self.not_allowed))
         # Last: whoever may not look must not learn what there is.
         app.router.add_route("*", self._path + "/{rest:.*}", self._guarded(self.nothing))
 
@@ -102,12 +104,15 @@ class Routes:
     async def nothing(self, request: web.Request) -> web.Response:
         return web.json_response({"error": "there is nothing here"}, status=404)
 
+    async def not_allowed(self, request: web.Request) -> web.Response:
+        return web.json_response({"error": "GET it"}, status=405, headers={"Allow": "GET, HEAD"})
+
     async def login(self, request: web.Request) -> web.Response:
         """Take the token from the login form, on a page of ours only."""
         if not _is_same_site(request):
             return web.Response(status=403, text="403: log in from the page itself\n", headers=_HEADERS)
-        token = (await request.post()).get("token")
-        if not isinstance(token, str) or not self._gate.accepts(token):
+        token = await _posted_token(request)
+        if token is None or not self._gate.accepts(token):
             return self._page("login.html", request, status=401, headers=_HEADERS)
         base = self._base(request)
         response = web.Response(status=303, headers={**_HEADERS, "Location": base})
@@ -122,7 +127,8 @@ class Routes:
 
     def _base(self, request: web.Request) -> str:
         """The admin path as the client sees it: under a sub-application's prefix, if there is one."""
-        path = request.rel_url.raw_path
+        resource = request.match_info.route.resource
+        path = self._path if resource is None else resource.canonical
         return path[: path.index(self._path) + len(self._path)]
 
 
@@ -133,12 +139,30 @@ def _wants_html(request: web.Request) -> bool:
     return "text/html" in request.headers.get("Accept", "")
 
 
+async def _posted_token(request: web.Request) -> str | None:
+    """What a login form holds; ``None`` for anything that isn't one."""
+    if request.content_type != "application/x-www-form-urlencoded" or (request.content_length or 0) > 4096:
+        return None
+    try:
+        token = (await request.post()).get("token")
+    except (LookupError, ValueError, web.RequestPayloadError, web.HTTPException):
+        return None
+    return token if isinstance(token, str) else None
+
+
 def _is_same_site(request: web.Request) -> bool:
     """Browsers say where a form was sent from; what says nothing is no browser and has no cookie to steal."""
     fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
     origin = request.headers.get("Origin")
     host = request.headers.get("Host", "")
     return fetched in ("same-origin", "none") and (origin is None or origin.partition("://")[2] == host)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError
+    return number
 
 
 def _filters(query: Mapping[str, str]) -> dict[str, Any]:
@@ -149,7 +173,7 @@ def _filters(query: Mapping[str, str]) -> dict[str, Any]:
         ("wait", str, "a wait kind"),
         ("coro", str, "part of a name"),
         ("request_id", str, "a request id"),
-        ("min_age", float, "a number of seconds"),
+        ("min_age", _finite, "a number of seconds"),
         ("limit", int, "a whole number"),
         ("frames", int, "a whole number"),
         ("sort", str, "an order"),

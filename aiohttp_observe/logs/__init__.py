@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import threading
@@ -109,8 +108,7 @@ class ServerLogs:
         """Undo, and have what is waiting written: off the loop, since the sink may be stuck."""
         handler = _process.leave()
         if handler is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, handler.writer.close, _FLUSH_SECONDS)
+            await handler.writer.close(_FLUSH_SECONDS)
             handler.close()
 
     def _make(self) -> _Installed:

@@ -24,7 +24,7 @@ Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 
 
 def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
-    """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` the bound ones."""
+    """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` as plain data."""
     line = {
         "timestamp": created,
         "level": "INFO",
@@ -36,7 +36,7 @@ def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exch
         line["trace_id"] = exchange.trace_id
         line["span_id"] = exchange.span_id
     if fields:
-        line.update(named_apart(fields))
+        line.update(fields)
     line.update(_facts(exchange))
     return line
 
@@ -95,7 +95,9 @@ class AccessLines:
             return
         writer = self._direct()
         if writer is not None:
-            self._waiting.append((writer, time(), FIELDS.get(), exchange))
+            fields = FIELDS.get()
+            # As they are now: the service may change what it has bound.
+            self._waiting.append((writer, time(), fields and named_apart(fields), exchange))
         else:
             logger.info("%s", _message(exchange), extra={**_ids(exchange), **_facts(exchange)})
 

@@ -92,7 +92,7 @@ def ids_of(context: Context) -> dict[str, str]:
 
 def context_of(record: logging.LogRecord) -> Context:
     """What surrounded the call that made ``record``; empty if it was made while logs were off."""
-    context: Context | None = getattr(record, "_context", None)
+    context: Context | None = getattr(record, "_observe_context", None)
     return (None, 0, 0, None, _NO_FIELDS) if context is None else context
 
 
@@ -118,14 +118,14 @@ class _Contextual:
     request_id = _Id("request_id")
     trace_id = _Id("trace_id")
     span_id = _Id("span_id")
-    _context: Context
+    _observe_context: Context
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         own = self.__dict__
-        ids = ids_of(self._context)
+        ids = ids_of(self._observe_context)
         for name in IDS:
             own.setdefault(name, ids.get(name))
-        for name, value in self._context[4].items():
+        for name, value in self._observe_context[4].items():
             own.setdefault(name, value)
         return super().getMessage()  # type: ignore[misc,no-any-return]
 
@@ -149,7 +149,7 @@ class RecordFactory:
         if self._installed:
             kind = type(record)
             record.__class__ = _contextual.get(kind) or _make_contextual(kind)
-            record._context = capture()
+            record._observe_context = capture()
         return record
 
     def uninstall(self) -> None:

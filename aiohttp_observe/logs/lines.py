@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import islice
@@ -19,6 +19,7 @@ from .context import IDS, context_of, ids_of
 __all__ = ["JsonFormatter", "line_of", "plain", "to_json", "to_text"]
 
 _LONGEST_TEXT = 16_384
+_LONGEST_KEY = 256
 _LONGEST_STACK = 65_536
 _DEEPEST = 6
 _MOST_ITEMS = 256
@@ -30,7 +31,8 @@ _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {
 }
 _LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception"))
 _COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
-_LINE_SEPARATORS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
+_JSON_ESCAPES = str.maketrans({chr(code): f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)})
+"""What JSON allows raw in a text but some reader takes for a line's end or a terminal's command."""
 _TOLD_BY_MESSAGE = frozenset(
     (
         "http.request.method",
@@ -46,7 +48,8 @@ _TOLD_BY_MESSAGE = frozenset(
 """Fields that a terminal is spared: an access line's message says most of them."""
 _CONTROLS = str.maketrans(
     {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-    | {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+    | {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+    | {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r"}
 )
 
 
@@ -73,15 +76,20 @@ def plain(value: Any, depth: int = 0) -> Any:
     if kind is float:
         return value if isfinite(value) else str(value)
     if depth < _DEEPEST:
-        if isinstance(value, Mapping):
-            return _plain_items(value.items(), depth)
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [plain(item, depth + 1) for item in islice(value, _MOST_ITEMS)]
+        try:
+            return _plain_container(value, depth)
+        except Exception as exc:  # a lazy proxy, say, or a mapping that changes meanwhile
+            return f"<{kind.__name__}: reading it raised {type(exc).__name__}>"
     return _clip(_text(value), _LONGEST_TEXT)
 
 
-def _plain_items(items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
-    return {_text(key): plain(item, depth + 1) for key, item in islice(items, _MOST_ITEMS)}
+def _plain_container(value: Any, depth: int) -> Any:
+    if isinstance(value, Mapping):
+        items = islice(value.items(), _MOST_ITEMS)
+        return {_clip(_text(key), _LONGEST_KEY): plain(item, depth + 1) for key, item in items}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item, depth + 1) for item in islice(value, _MOST_ITEMS)]
+    return _clip(_text(value), _LONGEST_TEXT)
 
 
 def _text(value: Any) -> str:
@@ -102,13 +110,14 @@ def to_json(line: dict[str, Any]) -> str:
         text = orjson.dumps(line).decode()
     except TypeError:  # a lone surrogate
         return json.dumps(line)
-    return text if text.isascii() else text.translate(_LINE_SEPARATORS)
+    return text if text.isascii() else text.translate(_JSON_ESCAPES)
 
 
 def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
     """A line's plain data for a terminal: time, level, logger, message, fields; then the traceback.
 
-    Control characters are written out, since they drive terminals.
+    Control characters are written out, since they drive terminals, and a traceback's lines have
+    a mark before them, so that none looks like a line of its own.
     """
     rest = {key: value for key, value in line.items() if key not in _TOLD_BY_MESSAGE}
     moment, level = timestamp(rest.pop("timestamp"))[11:-1], rest.pop("level")
@@ -120,12 +129,13 @@ def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
         text = f"\x1b[{_COLORS[level]}m{text}\x1b[0m"
     if exception is not None:
         stack = exception["stacktrace"].rstrip("\n").split("\n")
-        text = "\n".join([text, *(part.translate(_CONTROLS) for part in stack)])
+        text = "\n".join([text, *(f"  | {part.translate(_CONTROLS)}" for part in stack)])
     return text
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) and value and " " not in value else json.dumps(value, default=str)
+    bare = isinstance(value, str) and value and value.isprintable() and not any(map(str.isspace, value))
+    return value if bare else json.dumps(value, default=str)
 
 
 def message_of(record: logging.LogRecord) -> str:

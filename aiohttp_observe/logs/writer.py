@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import select
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from queue import Empty, SimpleQueue
+from threading import Lock
 from time import monotonic, sleep
 from typing import Any, TextIO
+from weakref import WeakSet
 
 from .lines import line_of
 
@@ -20,14 +25,36 @@ _BATCH_DELAY = 0.02
 _BATCH = 500
 _STRETCH = 16
 """Lines rendered before the other threads are let in."""
+_Mark = type(Lock())
+"""A lock among the items is released once all before it is written."""
+
+_writers: WeakSet[Writer] = WeakSet()
+
+
+@cache
+def _hear_of_forks() -> None:
+    os.register_at_fork(after_in_child=_renew_all)
+
+
+def _renew_all() -> None:
+    for writer in _writers:
+        writer._renew()
+
+
+def _take(waiting: SimpleQueue[Any], most: int) -> Iterator[Any]:
+    """What waits, ``most`` items of it."""
+    with suppress(Empty):
+        for _ in range(most):
+            yield waiting.get_nowait()
 
 
 class Writer:
     """Writes what is put in, in order, on a thread of its own: texts as they are, the rest rendered.
 
     ``put`` never blocks: beyond ``limit`` items waiting, or once the stream has failed, an
-    item is dropped and reported to ``dropped(count)``.  The thread starts with the first
-    item, so a writer made before a fork works after it.
+    item is dropped and reported to ``dropped(count)``.  It takes no lock of Python's: a log
+    call may come from the garbage collector, in the middle of another one.  The thread starts
+    with the first item, so a writer made before a fork works after it.
     """
 
     def __init__(
@@ -35,72 +62,79 @@ class Writer:
     ) -> None:
         self._stream = stream
         self.render = render
+        self.dropped = dropped
         self._limit = limit
-        self._dropped = dropped
-        self._waiting: deque[Any] = deque()
-        self._wake = threading.Event()
-        self._writing = False
-        self._closed = threading.Event()
+        self._renew()
+        _writers.add(self)
+        _hear_of_forks()
+
+    def _renew(self) -> None:
+        """In a forked child: the thread, and what it was to write, are the parent's."""
+        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        self._closed = False
         self._thread: threading.Thread | None = None
-        self._start_lock = threading.Lock()
-        self._pid = os.getpid()
+        self._starting = Lock()
 
     def put(self, item: Any) -> None:
         """Queue one item; drop it if the queue is full."""
-        if len(self._waiting) >= self._limit:
-            self._dropped(1)
+        if self._closed or self._waiting.qsize() >= self._limit:
+            self.dropped(1)
             return
-        self._waiting.append(item)
-        if not self._wake.is_set():
-            self._wake.set()
-            if self._thread is None or self._pid != os.getpid():
-                self._start()
+        self._waiting.put(item)
+        if self._thread is None:
+            self._start()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was put in is written, ``timeout`` seconds at most."""
-        deadline = monotonic() + timeout
-        while self._waiting or self._writing:
-            if monotonic() >= deadline:
-                return False
-            sleep(0.002)
-        return True
+        if self._thread is None:
+            return True
+        mark = Lock()
+        mark.acquire()
+        self._waiting.put(mark)
+        return mark.acquire(timeout=timeout)
 
-    def close(self, timeout: float) -> None:
+    async def close(self, timeout: float) -> None:
         """Write what is waiting, ``timeout`` seconds at most, and stop; what is left is dropped."""
-        self._closed.set()
-        self._wake.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-        left = len(self._waiting)
+        self._closed = True
+        self._waiting.put(Lock())
+        deadline = monotonic() + timeout
+        # A thread sets no event of asyncio's as it ends.
+        while self._is_writing() and monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        left = sum(type(item) is not _Mark for item in _take(self._waiting, self._waiting.qsize()))
         if left:
-            self._waiting.clear()
-            self._dropped(left)
+            self.dropped(left)
+
+    def _is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _start(self) -> None:
-        with self._start_lock:
-            if self._thread is None or self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._thread = threading.Thread(target=self._run, name="aiohttp-observe-log", daemon=True)
-                self._thread.start()
+        if self._starting.acquire(blocking=False):  # else somebody is at it
+            try:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="aiohttp-observe-log", daemon=True)
+                    thread.start()
+                    self._thread = thread
+            finally:
+                self._starting.release()
 
     def _run(self) -> None:
         while True:
-            self._wake.wait()
-            self._closed.wait(_BATCH_DELAY)
-            self._wake.clear()
-            self._drain()
-            if self._closed.is_set() and not self._waiting:
+            first = self._waiting.get()
+            if not self._closed and type(first) is not _Mark:
+                sleep(_BATCH_DELAY)
+            batch = [first, *_take(self._waiting, _BATCH)]
+            self._write([item for item in batch if type(item) is not _Mark])
+            for mark in batch:
+                if type(mark) is _Mark and mark.locked():
+                    mark.release()
+            if self._closed and not self._waiting.qsize():
                 return
 
-    def _drain(self) -> None:
-        while self._waiting:
-            self._writing = True
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-            lines = list(self._rendered_all(batch))
-            if lines and not self._written("\n".join(lines) + "\n"):
-                self._dropped(len(lines))
-            self._writing = False
+    def _write(self, batch: list[Any]) -> None:
+        lines = list(self._rendered_all(batch))
+        if lines and not self._written("\n".join(lines) + "\n"):
+            self.dropped(len(lines))
 
     def _rendered_all(self, batch: list[Any]) -> Iterator[str]:
         rendered = 0
@@ -111,7 +145,7 @@ class Writer:
             try:
                 yield self.render(item)
             except Exception:
-                self._dropped(1)
+                self.dropped(1)
             rendered += 1
             if rendered % _STRETCH == 0:
                 sleep(0)  # let go of the GIL: the event loop waits up to 5 ms before it insists
@@ -159,7 +193,10 @@ class WriterHandler(logging.Handler):
         self.writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.writer.put(line_of(record))
+        try:
+            self.writer.put(line_of(record))
+        except Exception:  # logging must not raise into what logs
+            self.writer.dropped(1)
 
     def flush(self) -> None:
         """Called by `logging.shutdown` at interpreter exit."""

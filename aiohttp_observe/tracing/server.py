@@ -15,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_server import getter
 from opentelemetry.propagate import extract, get_global_textmap
+from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanContext
 from opentelemetry.util.http import (
@@ -29,7 +30,7 @@ from opentelemetry.util.http import (
     redact_query_parameters,
 )
 
-from ..exchange import UNMATCHED, Exchange, Meter
+from ..exchange import UNMATCHED, Exchange, Meter, valid
 from .instrumentor import is_within_instrumentor
 from .provider import LINK, OwnProvider, get_tracer, global_provider
 from .span import NOTHING, Borrowed, RequestSpan, fail, starter
@@ -60,7 +61,7 @@ class ServerTracer:
         self._own: OwnProvider | None = None
         self._yields_to_instrumentor = False
         self._excluded = get_excluded_urls("AIOHTTP_SERVER") if _excludes() else None
-        self._propagated = [istr(field) for field in sorted(get_global_textmap().fields)]
+        self._propagated: list[istr] = []
         self._request_headers = _HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, normalise_request_header_name
         )
@@ -82,6 +83,7 @@ class ServerTracer:
         self._use(provider)
 
     def _use(self, provider: trace.TracerProvider) -> None:
+        self._propagated = [istr(field) for field in sorted(get_global_textmap().fields)]
         self.provider = provider
         self._tracer = get_tracer(provider)
         self._start_server_span = starter(self._tracer, self._attributes)
@@ -163,7 +165,7 @@ class ServerTracer:
             attributes["http.request.method_original"] = request.method
         if exchange.route is not UNMATCHED:
             attributes["http.route"] = exchange.route
-        host, port = _host_and_port(request.headers.get("Host", ""), request.scheme)
+        host, port = _host_and_port(valid(request.headers.get("Host", "")), request.scheme)
         if host:
             attributes["server.address"] = host
             if port is not None:
@@ -172,7 +174,7 @@ class ServerTracer:
             attributes["client.address"] = exchange.client_address
         if exchange.user_agent is not None:
             attributes["user_agent.original"] = exchange.user_agent
-        query = request.rel_url.raw_query_string
+        query = valid(request.rel_url.raw_query_string)
         if query:
             attributes["url.query"] = redact_query_parameters(f"?{query}")[1:]
         if self._request_headers:
@@ -196,9 +198,22 @@ def _host_and_port(host: str, scheme: str) -> tuple[str, int | None]:
     return name.strip("[]").lower(), number if 0 < number < 65536 else None
 
 
+class _AsciiGetter(Getter[Any]):
+    """Reads headers, but for values that no propagator sends: one would cost us the others' too."""
+
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        return [value for value in getter.get(carrier, key) or () if value.isascii()] or None
+
+    def keys(self, carrier: Any) -> list[str]:
+        return getter.keys(carrier)
+
+
+_getter = _AsciiGetter()
+
+
 def _extract(request: web.BaseRequest) -> Context:
     try:
-        return extract(request, context=NOTHING, getter=getter)
+        return extract(request, context=NOTHING, getter=_getter)
     except Exception:  # a propagator that trips over a hostile header must not cost us the span
         return NOTHING
 
