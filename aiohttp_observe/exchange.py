@@ -269,4 +269,4 @@ def taken(waiting: deque[T]) -> Iterator[T]:
 
 def valid(text: str) -> str:
     """``text`` with question marks for what isn't Unicode: aiohttp keeps such bytes as lone surrogates."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()

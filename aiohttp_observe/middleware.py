@@ -163,12 +163,6 @@ class Recorder:
 
         It is called for all but those whose task is cancelled or fails while sending.
         """
-        try:
-            self._answered(request, response, seconds)
-        except Exception as exc:
-            self._complain("recorder", exc)
-
-    def _answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
         exchange = CURRENT.get()
         if exchange is None and getattr(request, "_match_info", None) is not None:
             exchange = self._exchange_from_outside(cast(web.Request, request))
@@ -261,7 +255,7 @@ class Recorder:
 
 
 def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
-    headers = request.headers
+    headers, path = request.headers, request.rel_url.raw_path
     claimed = headers.get(REQUEST_ID_HEADER)
     agent = headers.get(hdrs.USER_AGENT)
     return Exchange(
@@ -269,9 +263,9 @@ def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
         claimed if claimed is not None and _well_formed_id(claimed) else _new_id(),
         _METHODS.get(request.method, "_OTHER"),
         _route_of(request),
-        valid(request.rel_url.raw_path),
+        path if path.isascii() else valid(path),
         request.remote,
-        agent and valid(agent),
+        agent if agent is None or agent.isascii() else valid(agent),
         perf_counter(),
     )
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: what observing a request costs, next to what else there is."""
+"""``python -m benchmarks``: what observing costs, next to what else there is."""
 
 from __future__ import annotations
 
@@ -7,48 +7,59 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
+from time import perf_counter
+from typing import Any
 
-from .request import Figure, compare
-from .stacks import STACKS
+from .table import Table
+
+ROOMS = ("request", "client", "logs", "tasks", "loopwatch", "scrape", "memory")
 
 
 def main() -> None:
     options = _parser().parse_args()
     if len(os.sched_getaffinity(0)) < 2:
-        sys.exit("the benchmark needs two cores: one for the server, one for the load")
-    figures = compare(options.stacks, rounds=options.rounds, seconds=options.seconds)
-    print(_heading())
-    print(_table(figures))
+        sys.exit("the benchmarks need two cores: one for the server, one for the load")
+    begun = perf_counter()
+    print(_heading(), flush=True)
+    measured: dict[str, list[Table]] = {}
+    for room in options.rooms:
+        measured[room] = import_module(f"benchmarks.{room}").tables(options.rounds)
+        for table in measured[room]:
+            print(f"\n{table.text()}", flush=True)
+    print(f"\nmeasured in {(perf_counter() - begun) / 60:.1f} minutes")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump([asdict(figure) for figure in figures], file, indent=2)
+        _write(options.json, measured)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, default 7")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of load a stack and round, default 1.5")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds, default 5")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("stacks", nargs="*", default=list(STACKS), help="default: all")
+    parser.add_argument("rooms", nargs="*", default=list(ROOMS), help=f"of {', '.join(ROOMS)}; default: all")
     return parser
 
 
 def _heading() -> str:
     libraries = ("aiohttp", "opentelemetry-sdk", "prometheus_client")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
-    return f"server CPU per request; Python {platform.python_version()}, {versions}\n"
+    cores = len(os.sched_getaffinity(0))
+    return f"Python {platform.python_version()}, {versions}; {cores} cores of {_processor()}"
 
 
-def _table(figures: list[Figure]) -> str:
-    head = f"{'stack':<22}{'µs':>8}{'over bare':>11}{'x access log':>14}{'x OpenTelemetry':>17}{'p99 ms':>8}"
-    rows = (
-        f"{row.stack:<22}{row.cpu:8.1f}{row.over_bare:11.1f}{row.to_access_log:14.2f}"
-        f"{row.to_opentelemetry:17.2f}{row.p99:8.2f}"
-        for row in figures
-    )
-    return "\n".join((head, *rows))
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.partition(": ")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _write(path: str, measured: dict[str, list[Table]]) -> None:
+    figures: dict[str, Any] = {room: [table.plain() for table in each] for room, each in measured.items()}
+    with open(path, "w") as file:
+        json.dump({"heading": _heading(), **figures}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Server CPU per request over bare aiohttp, from interleaved rounds in one run."""
+"""What observing a request costs: server CPU per request over bare aiohttp, and the tail.
+
+CPU time is that of all the server's threads, from the operating system's accounting.  The
+server has one core, the load another.  Every stack is measured once a round, in turn, so
+that a noisy moment hits all alike; figures are medians over the rounds.
+"""
 
 from __future__ import annotations
 
@@ -7,90 +12,197 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .load import closed_loop
+from .load import Traffic, closed_loop, open_loop
+from .stacks import OTHERS, PARTS, STACKS
+from .table import Table
 
-__all__ = ["Figure", "compare"]
+__all__ = ["SERVER_CORE", "cpu_seconds", "tables", "upstream"]
 
 SERVER_CORE, LOAD_CORE = 0, 1
+CONNECTIONS = 16
 _WARM_UP_SECONDS = 0.3
+_SECONDS = 0.8
+_TAIL_SECONDS = 2.0
+_OFFERED = 2000
+"""Requests a second for the tail: what every stack of the table can serve."""
+_ACCESS_LOG, _OPENTELEMETRY = "aiohttp access log", "OpenTelemetry"
+
+JSON = Traffic("/json/1")
+TRAFFIC = {
+    "trivial JSON": JSON,
+    "3 awaits, 1 log line": Traffic("/awaits/1"),
+    "1 outbound request": Traffic("/outbound/1"),
+    "404 flood": Traffic("/nowhere/{}"),
+    "websocket echo": Traffic("/websocket/1", websocket=True),
+}
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What one stack costs: medians over the rounds.
-
-    ``cpu`` and ``over_bare`` in microseconds a request, ``p99`` in milliseconds at full load,
-    the others as ratios of ``over_bare``.
-    """
+class Case:
+    """A stack under some traffic on some loop."""
 
     stack: str
-    cpu: float
-    over_bare: float
-    to_access_log: float
-    to_opentelemetry: float
-    p99: float
+    traffic: Traffic = JSON
+    loop: str = "asyncio"
 
 
-def compare(stacks: list[str], *, rounds: int, seconds: float, path: str = "/json/1") -> list[Figure]:
-    """Measure each stack once a round, in turn, so that a noisy moment hits them all alike."""
+class NotServedError(Exception):
+    """A stack that isn't installed, or doesn't run on this aiohttp."""
+
+
+def tables(rounds: int) -> list[Table]:
+    """All that is to be known of a request."""
     os.sched_setaffinity(0, {LOAD_CORE})
-    found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in stacks}
-    for number in range(1, rounds + 1):
-        for stack in stacks:
-            print(f"\r\x1b[Kround {number}/{rounds}: {stack}", end="", file=sys.stderr, flush=True)
-            found[stack].append(_measure(stack, path, seconds))
-    print("\r\x1b[K", end="", file=sys.stderr)
-    return _figures(found)
+    with upstream() as port:
+        os.environ["BENCH_UPSTREAM"] = f"http://127.0.0.1:{port}/"
+        return [
+            _cost("server CPU per request, µs: trivial JSON", [*STACKS, *PARTS, *OTHERS], rounds),
+            _handlers(["bare", _ACCESS_LOG, "all", "all at 1 %", _OPENTELEMETRY], max(rounds - 2, 1)),
+            _cost("on uvloop", ["bare", _ACCESS_LOG, "all", "all at 1 %", *_OTEL], rounds, loop="uvloop"),
+            _tail(["bare", "bare again", _ACCESS_LOG, "all", "all at 1 %", *_OTEL], rounds),
+        ]
 
 
-def _figures(found: dict[str, list[tuple[float, float]]]) -> list[Figure]:
-    cpu = {stack: statistics.median(cpu for cpu, _ in rounds) for stack, rounds in found.items()}
+_OTEL = (_OPENTELEMETRY, f"{_OPENTELEMETRY} at 1 %")
+
+
+def _cost(title: str, stacks: list[str], rounds: int, *, loop: str = "asyncio") -> Table:
+    cases = {stack: Case(stack, loop=loop) for stack in stacks}
+    cpu, failed = _interleaved(cases, rounds, _cpu_per_request)
     over = {stack: value - cpu["bare"] for stack, value in cpu.items()}
-    return [
-        Figure(
+    rows: list[tuple[object, ...]] = [
+        (
             stack,
-            cpu[stack],
+            value,
             over[stack],
-            over[stack] / over["aiohttp access log"],
-            over[stack] / over["OpenTelemetry"],
-            statistics.median(p99 for _, p99 in rounds),
+            over[stack] / over[_ACCESS_LOG],
+            over[stack] / over[_OPENTELEMETRY],
+            over[stack] / over[f"{_OPENTELEMETRY} at 1 %"],
         )
-        for stack, rounds in found.items()
+        for stack, value in cpu.items()
     ]
+    rows += [(stack, None, None, None, None, None) for stack in failed]
+    columns = ("stack", "µs", "over bare", "x access log", "x OpenTelemetry", "x the same at 1 %")
+    return Table(title, columns, tuple(rows), _note(failed))
 
 
-def _measure(stack: str, path: str, seconds: float, connections: int = 16) -> tuple[float, float]:
-    """Microseconds of server CPU a request, and the 99th percentile of latency in milliseconds."""
-    with _server(stack) as (pid, port):
-        asyncio.run(closed_loop(port, path, connections, _WARM_UP_SECONDS))
-        before = _cpu_seconds(pid)
-        latencies = asyncio.run(closed_loop(port, path, connections, seconds))
-        spent = _cpu_seconds(pid) - before
-    return spent / len(latencies) * 1e6, statistics.quantiles(latencies, n=100)[98] * 1e3
+def _handlers(stacks: list[str], rounds: int) -> Table:
+    """The same for other handlers: over bare, and as ratios to the two that count."""
+    rows: list[tuple[object, ...]] = []
+    for name, traffic in TRAFFIC.items():
+        cases = {stack: Case(stack, traffic) for stack in stacks}
+        cpu, _ = _interleaved(cases, rounds, _cpu_per_request)
+        over = {stack: value - cpu["bare"] for stack, value in cpu.items()}
+        ratios = (over["all"] / over[_ACCESS_LOG], over["all"] / over[_OPENTELEMETRY])
+        rows.append((name, cpu["bare"], *(over[stack] for stack in stacks[1:]), *ratios))
+    columns = ("handler", "bare", *("access log", "all", "at 1 %", "OTel"), "all x log", "all x OTel")
+    note = (
+        "bare: µs per request (per message); the others over bare.  A websocket's message has no access line."
+    )
+    return Table("other handlers", columns, tuple(rows), note)
+
+
+def _tail(stacks: list[str], rounds: int) -> Table:
+    found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in stacks}
+    for stack in _turns(stacks, rounds):
+        with _server(Case(stack)) as (_, port):
+            asyncio.run(closed_loop(port, JSON, CONNECTIONS, _WARM_UP_SECONDS))
+            latencies = asyncio.run(open_loop(port, JSON, CONNECTIONS, _TAIL_SECONDS, _OFFERED))
+        quantiles = statistics.quantiles(latencies, n=100)
+        found[stack].append((quantiles[49] * 1e3, quantiles[98] * 1e3))
+    p50 = {stack: statistics.median(one for one, _ in each) for stack, each in found.items()}
+    p99 = {stack: statistics.median(one for _, one in each) for stack, each in found.items()}
+    rows = tuple((stack, p50[stack], p99[stack], p99[stack] / p99["bare"]) for stack in stacks)
+    return Table(f"latency at {_OFFERED} requests/s, ms", ("stack", "p50", "p99", "p99 x bare"), rows)
+
+
+def _interleaved(
+    cases: dict[str, Case], rounds: int, measure: Callable[[Case], float]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The median of each case, and why the others have none."""
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    failed: dict[str, str] = {}
+    for name in _turns(cases, rounds):
+        if name not in failed:
+            try:
+                found[name].append(measure(cases[name]))
+            except NotServedError as exc:
+                failed[name] = str(exc)
+    return {name: statistics.median(each) for name, each in found.items() if each}, failed
+
+
+def _turns(names: Iterable[str], rounds: int) -> Iterator[str]:
+    for number in range(1, rounds + 1):
+        for name in names:
+            _show(f"round {number}/{rounds}: {name}")
+            yield name
+    _show("")
+
+
+def _show(progress: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
+
+
+def _note(failed: dict[str, str]) -> str:
+    return "\n".join(f"{stack} did not run here: {why}" for stack, why in failed.items())
+
+
+def _cpu_per_request(case: Case) -> float:
+    """Microseconds of server CPU for each answer."""
+    with _server(case) as (pid, port):
+        asyncio.run(closed_loop(port, case.traffic, CONNECTIONS, _WARM_UP_SECONDS))
+        before = cpu_seconds(pid)
+        latencies = asyncio.run(closed_loop(port, case.traffic, CONNECTIONS, _SECONDS))
+        spent = cpu_seconds(pid) - before
+    return spent / len(latencies) * 1e6
 
 
 @contextmanager
-def _server(stack: str) -> Iterator[tuple[int, int]]:
+def _server(case: Case) -> Iterator[tuple[int, int]]:
+    command = ["benchmarks.stacks", case.stack, str(SERVER_CORE), case.loop]
+    with _process(command) as (pid, port):
+        yield pid, port
+
+
+@contextmanager
+def upstream() -> Iterator[int]:
+    """What outbound requests ask: a server in another process, on the load's core."""
+    with _process(["benchmarks.stacks", "bare", str(LOAD_CORE), "asyncio"]) as (_, port):
+        yield port
+
+
+@contextmanager
+def _process(module: list[str]) -> Iterator[tuple[int, int]]:
+    """A server's process id and port, as it prints it on standard error."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.stacks", stack, str(SERVER_CORE)],
+        [sys.executable, "-W", "ignore", "-m", *module],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        assert process.stderr is not None
-        yield process.pid, int(process.stderr.readline().split()[1])
+        yield process.pid, _port(process)
     finally:
         process.terminate()
         process.wait()
 
 
-def _cpu_seconds(pid: int) -> float:
+def _port(process: subprocess.Popen[str]) -> int:
+    assert process.stderr is not None
+    line = ""
+    for line in process.stderr:
+        if line.startswith("port "):
+            return int(line.split()[1])
+    raise NotServedError(line.strip()[:100])
+
+
+def cpu_seconds(pid: int) -> float:
     """CPU time of all threads of a process, from the scheduler's own nanoseconds."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9

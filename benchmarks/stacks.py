@@ -6,15 +6,18 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
 
-__all__ = ["HANDLERS", "STACKS"]
+from . import others
+
+__all__ = ["OTHERS", "PARTS", "STACKS"]
 
 Setup = Callable[[web.Application], None]
 
@@ -34,7 +37,7 @@ def provider(ratio: float) -> TracerProvider:
 
 
 def bare(app: web.Application) -> None:
-    pass
+    logging.disable(logging.INFO)  # no access log
 
 
 def access_log(app: web.Application) -> None:
@@ -52,13 +55,16 @@ def ours(ratio: float, **pillars: Any) -> Setup:
     return setup
 
 
-_OFF = dict.fromkeys(("metrics", "logs", "tracing", "failures", "tasks", "loop_watch", "client", "admin"))
+_PILLARS = ("metrics", "logs", "tracing", "failures", "tasks", "loop_watch", "client", "admin")
+_OFF = dict.fromkeys(_PILLARS)
 
 
 def only(name: str) -> Setup:
     def setup(app: web.Application) -> None:
         import aiohttp_observe
 
+        if name != "logs":
+            logging.disable(logging.INFO)
         kind = getattr(aiohttp_observe, name.title().replace("_", ""))
         pillar = kind(provider=provider(1.0)) if name == "tracing" else kind()
         ours(1.0, **{**_OFF, name: pillar})(app)
@@ -66,40 +72,56 @@ def only(name: str) -> Setup:
     return setup
 
 
-def opentelemetry(ratio: float) -> Setup:
-    """The official aiohttp-server instrumentation alone, traces and metrics, stable conventions."""
+def no_pillar(app: web.Application) -> None:
+    """The request recorder alone."""
+    logging.disable(logging.INFO)
+    ours(1.0, **_OFF)(app)
 
-    def setup(app: web.Application) -> None:
-        from opentelemetry import metrics
-        from opentelemetry.instrumentation.aiohttp_server import (
-            AioHttpServerInstrumentor,
-            create_aiohttp_middleware,
-        )
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-        os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http"
-        metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
-        AioHttpServerInstrumentor().instrument()
-        app.middlewares.insert(0, create_aiohttp_middleware(tracer_provider=provider(ratio)))
+def idle_middleware(app: web.Application) -> None:
+    """What aiohttp itself does for any middleware and any signal: the floor of everybody here."""
+    bare(app)
 
-    return setup
+    @web.middleware
+    async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        pass
+
+    app.middlewares.append(middleware)
+    app.on_response_prepare.append(prepare)
 
 
 STACKS: dict[str, Setup] = {
     "bare": bare,
-    "bare again": bare,
     "aiohttp access log": access_log,
     "all": ours(1.0),
     "all at 1 %": ours(0.01),
-    "OpenTelemetry": opentelemetry(1.0),
-    "OpenTelemetry at 1 %": opentelemetry(0.01),
-    "no pillar": ours(1.0, **_OFF),
-    **{
-        f"only {name}": only(name)
-        for name in ("metrics", "logs", "tracing", "failures", "tasks", "loop_watch", "client", "admin")
-    },
+    "OpenTelemetry": others.opentelemetry(lambda: provider(1.0)),
+    "OpenTelemetry at 1 %": others.opentelemetry(lambda: provider(0.01)),
 }
+"""What the bars of the design are about."""
+
+PARTS: dict[str, Setup] = {
+    "bare again": bare,
+    "idle middleware": idle_middleware,
+    "no pillar": no_pillar,
+    **{f"only {name}": only(name) for name in _PILLARS},
+}
+"""Where our time goes."""
+
+OTHERS: dict[str, Setup] = {
+    "hand-wired recipe": others.recipe(lambda: provider(1.0)),
+    "hand-wired at 1 %": others.recipe(lambda: provider(0.01)),
+    "sentry-sdk": others.sentry(1.0),
+    "sentry-sdk at 1 %": others.sentry(0.01),
+    "elastic-apm": others.elastic,
+    "ddtrace": others.ddtrace,
+    "prometheus exporter": others.prometheus_exporter,
+}
+"""What else there is."""
 
 
 async def json_handler(request: web.Request) -> web.Response:
@@ -113,32 +135,66 @@ async def awaits_handler(request: web.Request) -> web.Response:
     return web.json_response({"ok": True})
 
 
-HANDLERS = {"json": json_handler, "awaits": awaits_handler}
+async def outbound_handler(request: web.Request) -> web.Response:
+    async with request.app[SESSION].get(os.environ["BENCH_UPSTREAM"]) as response:
+        return web.Response(body=await response.read())
+
+
+async def websocket_handler(request: web.Request) -> web.WebSocketResponse:
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    async for message in socket:
+        await socket.send_str(message.data)
+    return socket
+
+
+SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
+HANDLERS: dict[str, Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]] = {
+    "json": json_handler,
+    "awaits": awaits_handler,
+    "outbound": outbound_handler,
+    "websocket": websocket_handler,
+}
+
+
+async def session(app: web.Application) -> AsyncIterator[None]:
+    from aiohttp_observe import CLIENT_SESSION
+
+    if CLIENT_SESSION in app:
+        app[SESSION] = app[CLIENT_SESSION]
+        yield
+        return
+    async with aiohttp.ClientSession() as made:
+        app[SESSION] = made
+        yield
 
 
 def application(stack: str) -> web.Application:
     app = web.Application()
-    STACKS[stack](app)
+    {**STACKS, **PARTS, **OTHERS}[stack](app)
+    app.cleanup_ctx.append(session)
     for name, handler in HANDLERS.items():
         app.router.add_get(f"/{name}/{{id}}", handler)
     return app
 
 
-def main(stack: str, core: int) -> None:
+async def serve(stack: str) -> None:
+    runner = web.AppRunner(application(stack))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(f"port {runner.addresses[0][1]}", file=sys.stderr, flush=True)
+    await asyncio.Event().wait()
+
+
+def main(stack: str, core: int, loop: str) -> None:
     os.sched_setaffinity(0, {core})
-    if stack.startswith(("bare", "OpenTelemetry")):
-        logging.disable(logging.INFO)  # no access log
+    if loop == "uvloop":
+        import uvloop
 
-    async def run() -> None:
-        runner = web.AppRunner(application(stack))
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        print(f"port {runner.addresses[0][1]}", file=sys.stderr, flush=True)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
+        uvloop.run(serve(stack))
+    else:
+        asyncio.run(serve(stack))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

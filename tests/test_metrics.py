@@ -448,7 +448,10 @@ async def test_the_loop_goes_on_while_metrics_are_collected(registry: CollectorR
 
 
 async def test_the_loop_goes_on_while_ten_thousand_series_are_encoded(registry: CollectorRegistry) -> None:
-    """Rounds of the loop, counted while one scrape is under way: on the loop there would be none."""
+    """Rounds of the loop, counted while one scrape is under way: on the loop there would be two at most.
+
+    How many depends on the machine; how long the loop is held is for the benchmarks to say.
+    """
     gauge = Gauge("many", "Many", ["number"], registry=registry)
     for number in range(10_000):
         gauge.labels(str(number)).set(number)
@@ -459,7 +462,7 @@ async def test_the_loop_goes_on_while_ten_thousand_series_are_encoded(registry: 
             await asyncio.sleep(0.001)
             rounds += 1
         assert (await scraping).text.count("\nmany{") == 10_000
-    assert rounds >= 8
+    assert rounds > 3
 
 
 async def test_metrics_answer_while_the_default_executor_is_full(registry: CollectorRegistry) -> None:

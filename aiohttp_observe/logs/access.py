@@ -25,7 +25,7 @@ Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 
 def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
     """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` as plain data."""
-    line = {
+    line: dict[str, Any] = {
         "timestamp": created,
         "level": "INFO",
         "logger": "aiohttp_observe.access",
@@ -37,7 +37,7 @@ def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exch
         line["span_id"] = exchange.span_id
     if fields:
         line.update(fields)
-    line.update(_facts(exchange))
+    _add_facts(line, exchange)
     return line
 
 
@@ -45,38 +45,30 @@ def _message(exchange: Exchange) -> str:
     return f"{exchange.method} {exchange.path or exchange.route} {exchange.status or '-'}"
 
 
-def _ids(exchange: Exchange) -> dict[str, Any]:
-    if exchange.span is None:
-        return {"request_id": exchange.request_id}
-    return {
-        "request_id": exchange.request_id,
-        "trace_id": exchange.trace_id,
-        "span_id": exchange.span_id,
-    }
-
-
-def _facts(exchange: Exchange) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "http.request.method": exchange.method,
-        "http.route": exchange.route,
-        "url.path": exchange.path,
-        "http.response.status_code": exchange.status,
-        "duration_ms": _milliseconds(exchange.duration or 0.0),
-        "busy_ms": _milliseconds(exchange.busy),
-        "polls": exchange.polls,
-        "longest_poll_ms": _milliseconds(exchange.longest_poll),
-    }
+def _add_facts(line: dict[str, Any], exchange: Exchange) -> None:
+    line["http.request.method"] = exchange.method
+    line["http.route"] = exchange.route
+    line["url.path"] = exchange.path
+    line["http.response.status_code"] = exchange.status
+    line["duration_ms"] = round((exchange.duration or 0.0) * 1e6) / 1e3
+    line["busy_ms"] = round(exchange.busy * 1e6) / 1e3
+    line["polls"] = exchange.polls
+    line["longest_poll_ms"] = round(exchange.longest_poll * 1e6) / 1e3
     if exchange.client_address is not None:
-        facts["client.address"] = exchange.client_address
+        line["client.address"] = exchange.client_address
     if exchange.user_agent is not None:
-        facts["user_agent.original"] = exchange.user_agent
+        line["user_agent.original"] = exchange.user_agent
     if exchange.error_type is not None:
-        facts["error.type"] = exchange.error_type
-    return facts
+        line["error.type"] = exchange.error_type
 
 
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1e6) / 1e3
+def _extra(exchange: Exchange) -> dict[str, Any]:
+    """The same for a record."""
+    extra: dict[str, Any] = {"request_id": exchange.request_id}
+    if exchange.span is not None:
+        extra.update(trace_id=exchange.trace_id, span_id=exchange.span_id)
+    _add_facts(extra, exchange)
+    return extra
 
 
 class AccessLines:
@@ -99,7 +91,7 @@ class AccessLines:
             # As they are now: the service may change what it has bound.
             self._waiting.append((writer, time(), fields and named_apart(fields), exchange))
         else:
-            logger.info("%s", _message(exchange), extra={**_ids(exchange), **_facts(exchange)})
+            logger.info("%s", _message(exchange), extra=_extra(exchange))
 
     def settle(self) -> None:
         """Have the lines written of the requests that have finished since the last time."""
@@ -136,7 +128,7 @@ class AccessLogger(AbstractAccessLogger):
             "http.request.method": request.method,
             "url.path": request.rel_url.raw_path,
             "http.response.status_code": response.status,
-            "duration_ms": _milliseconds(seconds),
+            "duration_ms": round(seconds * 1e6) / 1e3,
             "client.address": request.remote,
             "user_agent.original": request.headers.get("User-Agent"),
         }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import istr
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -68,7 +68,7 @@ class ServerTracer:
         self._response_headers = _HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE, normalise_response_header_name
         )
-        if self._response_headers:
+        if self._response_headers.wanted:
             self.prepared = self._capture_response_headers
         self._use(trace.NoOpTracerProvider())
 
@@ -115,16 +115,19 @@ class ServerTracer:
             exchange.sampled = span.sampled
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
-        if exchange.span is not None:
-            _own(exchange.span).record_exception(exc)
+        span: RequestSpan | None = exchange.span  # type: ignore[assignment]
+        if span is not None:
+            span.record_exception(exc)
 
     def finished(self, exchange: Exchange) -> None:
-        if exchange.span is not None:
-            _own(exchange.span).finish(exchange)
+        span: RequestSpan | None = exchange.span  # type: ignore[assignment]
+        if span is not None:
+            span.finish(exchange)
 
     def _capture_response_headers(self, exchange: Exchange, response: web.StreamResponse) -> None:
-        if exchange.span is not None and exchange.sampled:
-            _own(exchange.span).span.set_attributes(self._response_headers.of(response.headers))
+        span: RequestSpan | None = exchange.span  # type: ignore[assignment]
+        if span is not None and exchange.sampled:
+            span.span.set_attributes(self._response_headers.of(response.headers))
 
     # What code within a request asks for
 
@@ -165,7 +168,7 @@ class ServerTracer:
             attributes["http.request.method_original"] = request.method
         if exchange.route is not UNMATCHED:
             attributes["http.route"] = exchange.route
-        host, port = _host_and_port(valid(request.headers.get("Host", "")), request.scheme)
+        host, port = _host_and_port(request.headers.get(hdrs.HOST, ""), request.scheme)
         if host:
             attributes["server.address"] = host
             if port is not None:
@@ -174,10 +177,10 @@ class ServerTracer:
             attributes["client.address"] = exchange.client_address
         if exchange.user_agent is not None:
             attributes["user_agent.original"] = exchange.user_agent
-        query = valid(request.rel_url.raw_query_string)
+        query = request.rel_url.raw_query_string
         if query:
-            attributes["url.query"] = redact_query_parameters(f"?{query}")[1:]
-        if self._request_headers:
+            attributes["url.query"] = redact_query_parameters(f"?{valid(query)}")[1:]
+        if self._request_headers.wanted:
             attributes.update(self._request_headers.of(request.headers))
         return attributes
 
@@ -191,6 +194,7 @@ def _span_name(exchange: Exchange) -> str:
 @lru_cache(maxsize=256)
 def _host_and_port(host: str, scheme: str) -> tuple[str, int | None]:
     """Split a ``Host`` header; its port is the scheme's if it has none, ``None`` if it is no port."""
+    host = valid(host)
     name, colon, port = host.rpartition(":")
     if not colon or port.endswith("]"):
         name, port = host, _DEFAULT_PORTS.get(scheme, "")
@@ -216,12 +220,6 @@ def _extract(request: web.BaseRequest) -> Context:
         return extract(request, context=NOTHING, getter=_getter)
     except Exception:  # a propagator that trips over a hostile header must not cost us the span
         return NOTHING
-
-
-def _own(span: Any) -> RequestSpan:
-    """What this room has put into an exchange."""
-    own: RequestSpan = span
-    return own
 
 
 def _excludes() -> bool:
@@ -252,14 +250,11 @@ class _HeaderCapture:
     """The headers a standard variable asks for, as span attributes; compiled once."""
 
     def __init__(self, variable: str, normalise: Callable[[str], str]) -> None:
-        self._wanted = get_custom_headers(variable)
+        self.wanted = get_custom_headers(variable)
         sensitive = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
         self._sanitize = SanitizeValue(sensitive)
         self._normalise = normalise
 
-    def __bool__(self) -> bool:
-        return bool(self._wanted)
-
     def of(self, headers: Any) -> dict[str, list[str]]:
         values = {name: headers.getall(name) for name in headers}
-        return self._sanitize.sanitize_header_values(values, self._wanted, self._normalise)
+        return self._sanitize.sanitize_header_values(values, self.wanted, self._normalise)

@@ -314,16 +314,13 @@ class ServerSpan(SdkSpan):
         self.trace_id = trace_id
         self.span_id = span_id
         self._flags = flags
+        self.sampled = bool(flags & TraceFlags.SAMPLED)
         self._of: tuple[Exchange, web.BaseRequest] | None = (exchange, request)
         self._start_time: int = time_ns()
 
     @property
     def span(self) -> Span:
         return self
-
-    @property
-    def sampled(self) -> bool:
-        return self._flags.sampled
 
     @property
     def _context(self) -> SpanContext:  # type: ignore[override]
