@@ -14,7 +14,7 @@ from typing import Any
 
 from .table import Table
 
-ROOMS = ("request", "client", "logs", "tasks", "loopwatch", "scrape", "memory")
+ROOMS = ("request", "floors", "client", "logs", "tasks", "loopwatch", "scrape", "memory")
 
 
 def main() -> None:

@@ -180,17 +180,12 @@ def upstream() -> Iterator[int]:
 @contextmanager
 def _process(module: list[str]) -> Iterator[tuple[int, int]]:
     """A server's process id and port, as it prints it on standard error."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", *module],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process.pid, _port(process)
-    finally:
-        process.terminate()
-        process.wait()
+    command = [sys.executable, "-W", "ignore", "-m", *module]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.pid, _port(process)
+        finally:
+            process.terminate()
 
 
 def _port(process: subprocess.Popen[str]) -> int:

@@ -1,0 +1,120 @@
+"""What the libraries take for the calls that a request can't do without: the floor under our figures.
+
+In a tight loop, where everything is in the caches: in a live server the same takes about
+twice as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from time import perf_counter
+from typing import Any
+
+import orjson
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, TraceFlags
+from prometheus_client import CollectorRegistry, Histogram
+
+from .stacks import provider
+from .table import Table
+
+__all__ = ["tables"]
+
+_CALLS = 1_000
+_SDK_SPAN = "for comparison, all of an SDK span, 8 attributes"
+_LINE = {
+    "timestamp": "2026-01-01T00:00:00.000Z",
+    "level": "INFO",
+    "logger": "aiohttp_observe.access",
+    "message": "GET /json/1 200",
+    "request_id": "0" * 32,
+    "trace_id": "0" * 32,
+    "span_id": "0" * 16,
+    "http.request.method": "GET",
+    "http.route": "/json/{id}",
+    "url.path": "/json/1",
+    "http.response.status_code": 200,
+    "duration_ms": 0.123,
+    "busy_ms": 0.123,
+    "polls": 1,
+    "longest_poll_ms": 0.123,
+    "client.address": "127.0.0.1",
+    "user_agent.original": "bench",
+}
+
+
+def tables(rounds: int) -> list[Table]:
+    """Each part's cost, and the sum that no observer on these libraries can go below."""
+    parts = dict(_parts())
+    parts[_SDK_SPAN] = _sdk_span()
+    found: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(rounds):
+        for name, call in parts.items():
+            found[name].append(_microseconds(call))
+    median = {name: statistics.median(each) for name, each in found.items()}
+    whole = median.pop(_SDK_SPAN)
+    rows = (*median.items(), ("sum", sum(median.values())), (_SDK_SPAN, whole))
+    return [Table("floors of the libraries, µs in a tight loop", ("what", "µs"), rows)]
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    begun = perf_counter()
+    for _ in range(_CALLS):
+        call()
+    return (perf_counter() - begun) / _CALLS * 1e6
+
+
+def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
+    histogram = Histogram("seconds", "", ["a", "b"], registry=CollectorRegistry()).labels("x", "y")
+
+    def observe() -> None:
+        histogram.observe(0.01)
+        histogram.observe(0.01)
+        histogram.observe(0.01)
+
+    yield "prometheus_client: 3 Histogram.observe", observe
+    yield "orjson: an access line", lambda: orjson.dumps(_LINE)
+    yield from _tracing()
+    yield "asyncio: a done-callback's handle", _done_callback()
+
+
+def _tracing() -> Iterator[tuple[str, Callable[[], object]]]:
+    traces = provider(1.0)
+    (processor,) = traces._active_span_processor._span_processors
+    ids = traces.id_generator
+    nothing = context.Context()
+    flags = TraceFlags(TraceFlags.SAMPLED)
+
+    def new_context() -> SpanContext:
+        return SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False, flags)
+
+    span: Any = ReadableSpan("GET /", new_context())
+    current = trace.NonRecordingSpan(new_context())
+    yield "OpenTelemetry: two ids and a SpanContext", new_context
+    yield (
+        "OpenTelemetry: make the span current",
+        lambda: context.attach(trace.set_span_in_context(current, nothing)),
+    )
+    yield "OpenTelemetry: hand it to the batch processor", lambda: processor.on_end(span)
+
+
+def _sdk_span() -> Callable[[], object]:
+    tracer, nothing = provider(1.0).get_tracer("bench"), context.Context()
+    attributes: dict[str, Any] = dict(list(_LINE.items())[-8:])
+    return lambda: tracer.start_span("GET /", nothing, attributes=attributes).end()
+
+
+def _done_callback() -> Callable[[], object]:
+    """The `Handle` that a done-callback is scheduled as, and its run."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    around = copy_context()
+
+    def nothing() -> None:
+        pass
+
+    return lambda: asyncio.Handle(nothing, (), loop, around)._run()
