@@ -99,7 +99,7 @@ class ServerLogs:
         self._level = level
         self._format = format_
         self._meter = meter
-        self.lines = AccessLines(_direct_writer) if options.access else None
+        self.lines = AccessLines(_direct_handler) if options.access else None
 
     def open(self) -> None:
         _process.enter(self._make)
@@ -118,7 +118,7 @@ class ServerLogs:
         stream = self._options.stream or sys.stdout
         render = _renderer(self._format, stream)
         dropped = partial(self._meter.dropped, "log_lines")
-        handler = WriterHandler(Writer(stream, render, self._options.queue_size, dropped))
+        handler = WriterHandler(Writer(stream, self._options.queue_size, dropped), render)
         return _Installed(handler, self._level)
 
 
@@ -180,8 +180,8 @@ _process = _Process()
 _access_logger = logging.getLogger("aiohttp_observe.access")
 
 
-def _direct_writer() -> Writer | None:
-    """The writer, if a record of the access logger would reach it and nothing else.
+def _direct_handler() -> WriterHandler | None:
+    """Our handler, if a record of the access logger would reach it and nothing else.
 
     Then a request's access line needs no `logging.LogRecord`: that is most of its cost.
     """
@@ -196,4 +196,4 @@ def _direct_writer() -> Writer | None:
         log = log.parent
     if len(logging.root.handlers) != 1 or logging.root.handlers[0] is not handler or handler.filters:
         return None
-    return handler.writer
+    return handler

@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 from ..exchange import FIELDS, Exchange, current_exchange, taken
 from .lines import named_apart
-from .writer import Writer
+from .writer import WriterHandler
 
 __all__ = ["AccessLines", "AccessLogger", "access_line"]
 
@@ -74,29 +74,29 @@ def _extra(exchange: Exchange) -> dict[str, Any]:
 class AccessLines:
     """Writes the access line of every request of one application.
 
-    ``direct`` gives the writer to use past `logging`, while a record would only go there.
+    ``direct`` gives our handler while a record would go only there, and could be spared.
     Lines are rendered a few at a time, when that is cheapest: see `settle`.
     """
 
-    def __init__(self, direct: Callable[[], Writer | None]) -> None:
+    def __init__(self, direct: Callable[[], WriterHandler | None]) -> None:
         self._direct = direct
-        self._waiting: deque[tuple[Writer, float, Mapping[str, Any] | None, Exchange]] = deque()
+        self._waiting: deque[tuple[WriterHandler, float, Mapping[str, Any] | None, Exchange]] = deque()
 
     def finished(self, exchange: Exchange) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        writer = self._direct()
-        if writer is not None:
+        handler = self._direct()
+        if handler is not None:
             fields = FIELDS.get()
             # As they are now: the service may change what it has bound.
-            self._waiting.append((writer, time(), fields and named_apart(fields), exchange))
+            self._waiting.append((handler, time(), fields and named_apart(fields), exchange))
         else:
             logger.info("%s", _message(exchange), extra=_extra(exchange))
 
     def settle(self) -> None:
         """Have the lines written of the requests that have finished since the last time."""
-        for writer, created, fields, exchange in taken(self._waiting):
-            writer.put(writer.render(access_line(created, fields, exchange)))
+        for handler, created, fields, exchange in taken(self._waiting):
+            handler.put(access_line(created, fields, exchange))
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
         """aiohttp answers an escaped timeout with 504 and logs it without its traceback."""

@@ -184,7 +184,7 @@ def named_apart(fields: Mapping[str, Any]) -> dict[str, Any]:
 def line_of(record: logging.LogRecord) -> dict[str, Any]:
     """A record as plain data, independent of anything the service may still change.
 
-    ``timestamp`` is in seconds since the epoch: rendering it is left to the writer.
+    ``timestamp`` is in seconds since the epoch: how it is written is for the format to say.
     """
     context = context_of(record)
     line: dict[str, Any] = {

@@ -23,10 +23,6 @@ __all__ = ["Writer", "WriterHandler"]
 _BATCH_DELAY = 0.02
 """Seconds a first line waits for company: one wake-up and one write for many lines."""
 _BATCH = 500
-_STRETCH = 16
-"""Lines rendered before the other threads are let in."""
-_Mark = type(Lock())
-"""A lock among the items is released once all before it is written."""
 
 _writers: WeakSet[Writer] = WeakSet()
 
@@ -49,19 +45,16 @@ def _take(waiting: SimpleQueue[Any], most: int) -> Iterator[Any]:
 
 
 class Writer:
-    """Writes what is put in, in order, on a thread of its own: texts as they are, the rest rendered.
+    """Writes the lines put in, in order, on a thread of its own.
 
-    ``put`` never blocks: beyond ``limit`` items waiting, or once the stream has failed, an
-    item is dropped and reported to ``dropped(count)``.  It takes no lock of Python's: a log
+    ``put`` never blocks: beyond ``limit`` lines waiting, or once the stream has failed, a
+    line is dropped and reported to ``dropped(count)``.  It takes no lock of Python's: a log
     call may come from the garbage collector, in the middle of another one.  The thread starts
     with the first item, so a writer made before a fork works after it.
     """
 
-    def __init__(
-        self, stream: TextIO, render: Callable[[Any], str], limit: int, dropped: Callable[[int], None]
-    ) -> None:
+    def __init__(self, stream: TextIO, limit: int, dropped: Callable[[int], None]) -> None:
         self._stream = stream
-        self.render = render
         self.dropped = dropped
         self._limit = limit
         self._renew()
@@ -70,17 +63,18 @@ class Writer:
 
     def _renew(self) -> None:
         """In a forked child: the thread, and what it was to write, are the parent's."""
+        # A lock among the lines is released once all before it is written.
         self._waiting: SimpleQueue[Any] = SimpleQueue()
         self._closed = False
         self._thread: threading.Thread | None = None
         self._starting = Lock()
 
-    def put(self, item: Any) -> None:
-        """Queue one item; drop it if the queue is full."""
+    def put(self, line: str) -> None:
+        """Queue one line; drop it if the queue is full."""
         if self._closed or self._waiting.qsize() >= self._limit:
             self.dropped(1)
             return
-        self._waiting.put(item)
+        self._waiting.put(line)
         if self._thread is None:
             self._start()
 
@@ -101,7 +95,7 @@ class Writer:
         # A thread sets no event of asyncio's as it ends.
         while self._is_writing() and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
-        left = sum(type(item) is not _Mark for item in _take(self._waiting, self._waiting.qsize()))
+        left = sum(isinstance(item, str) for item in _take(self._waiting, self._waiting.qsize()))
         if left:
             self.dropped(left)
 
@@ -121,34 +115,19 @@ class Writer:
     def _run(self) -> None:
         while True:
             first = self._waiting.get()
-            if not self._closed and type(first) is not _Mark:
+            if not self._closed and isinstance(first, str):
                 sleep(_BATCH_DELAY)
             batch = [first, *_take(self._waiting, _BATCH)]
-            self._write([item for item in batch if type(item) is not _Mark])
+            self._write([item for item in batch if isinstance(item, str)])
             for mark in batch:
-                if type(mark) is _Mark and mark.locked():
+                if not isinstance(mark, str) and mark.locked():
                     mark.release()
             if self._closed and not self._waiting.qsize():
                 return
 
-    def _write(self, batch: list[Any]) -> None:
-        lines = list(self._rendered_all(batch))
+    def _write(self, lines: list[str]) -> None:
         if lines and not self._written("\n".join(lines) + "\n"):
             self.dropped(len(lines))
-
-    def _rendered_all(self, batch: list[Any]) -> Iterator[str]:
-        rendered = 0
-        for item in batch:
-            if type(item) is str:
-                yield item
-                continue
-            try:
-                yield self.render(item)
-            except Exception:
-                self.dropped(1)
-            rendered += 1
-            if rendered % _STRETCH == 0:
-                sleep(0)  # let go of the GIL: the event loop waits up to 5 ms before it insists
 
     def _written(self, text: str) -> bool:
         try:
@@ -186,17 +165,22 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class WriterHandler(logging.Handler):
-    """Hands records to a `Writer` as plain data."""
+    """Renders records, and hands them to a `Writer`."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, render: Callable[[dict[str, Any]], str]) -> None:
         super().__init__()
         self.writer = writer
+        self._render = render
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.writer.put(line_of(record))
+            self.put(line_of(record))
         except Exception:  # logging must not raise into what logs
             self.writer.dropped(1)
+
+    def put(self, line: dict[str, Any]) -> None:
+        """Render and write a line's plain data; uses ``line`` up."""
+        self.writer.put(self._render(line))
 
     def flush(self) -> None:
         """Called by `logging.shutdown` at interpreter exit."""
