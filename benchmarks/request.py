@@ -12,12 +12,13 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .load import Traffic, closed_loop, open_loop
+from .rounds import NotMeasuredError, interleaved, note, turns
 from .stacks import OTHERS, PARTS, STACKS
 from .table import Table
 
@@ -51,10 +52,6 @@ class Case:
     loop: str = "asyncio"
 
 
-class NotServedError(Exception):
-    """A stack that isn't installed, or doesn't run on this aiohttp."""
-
-
 def tables(rounds: int) -> list[Table]:
     """All that is to be known of a request."""
     os.sched_setaffinity(0, {LOAD_CORE})
@@ -73,7 +70,7 @@ _OTEL = (_OPENTELEMETRY, f"{_OPENTELEMETRY} at 1 %")
 
 def _cost(title: str, stacks: list[str], rounds: int, *, loop: str = "asyncio") -> Table:
     cases = {stack: Case(stack, loop=loop) for stack in stacks}
-    cpu, failed = _interleaved(cases, rounds, _cpu_per_request)
+    cpu, failed = interleaved(cases, rounds, _cpu_per_request)
     over = {stack: value - cpu["bare"] for stack, value in cpu.items()}
     rows: list[tuple[object, ...]] = [
         (
@@ -88,7 +85,7 @@ def _cost(title: str, stacks: list[str], rounds: int, *, loop: str = "asyncio") 
     ]
     rows += [(stack, None, None, None, None, None) for stack in failed]
     columns = ("stack", "µs", "over bare", "x access log", "x OpenTelemetry", "x the same at 1 %")
-    return Table(title, columns, tuple(rows), _note(failed))
+    return Table(title, columns, tuple(rows), note(failed))
 
 
 def _handlers(stacks: list[str], rounds: int) -> Table:
@@ -96,20 +93,20 @@ def _handlers(stacks: list[str], rounds: int) -> Table:
     rows: list[tuple[object, ...]] = []
     for name, traffic in TRAFFIC.items():
         cases = {stack: Case(stack, traffic) for stack in stacks}
-        cpu, _ = _interleaved(cases, rounds, _cpu_per_request)
+        cpu, _ = interleaved(cases, rounds, _cpu_per_request)
         over = {stack: value - cpu["bare"] for stack, value in cpu.items()}
         ratios = (over["all"] / over[_ACCESS_LOG], over["all"] / over[_OPENTELEMETRY])
         rows.append((name, cpu["bare"], *(over[stack] for stack in stacks[1:]), *ratios))
     columns = ("handler", "bare", *("access log", "all", "at 1 %", "OTel"), "all x log", "all x OTel")
-    note = (
+    told = (
         "bare: µs per request (per message); the others over bare.  A websocket's message has no access line."
     )
-    return Table("other handlers", columns, tuple(rows), note)
+    return Table("other handlers", columns, tuple(rows), told)
 
 
 def _tail(stacks: list[str], rounds: int) -> Table:
     found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in stacks}
-    for stack in _turns(stacks, rounds):
+    for stack in turns(stacks, rounds):
         with _server(Case(stack)) as (_, port):
             asyncio.run(closed_loop(port, JSON, CONNECTIONS, _WARM_UP_SECONDS))
             latencies = asyncio.run(open_loop(port, JSON, CONNECTIONS, _TAIL_SECONDS, _OFFERED))
@@ -119,38 +116,6 @@ def _tail(stacks: list[str], rounds: int) -> Table:
     p99 = {stack: statistics.median(one for _, one in each) for stack, each in found.items()}
     rows = tuple((stack, p50[stack], p99[stack], p99[stack] / p99["bare"]) for stack in stacks)
     return Table(f"latency at {_OFFERED} requests/s, ms", ("stack", "p50", "p99", "p99 x bare"), rows)
-
-
-def _interleaved(
-    cases: dict[str, Case], rounds: int, measure: Callable[[Case], float]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """The median of each case, and why the others have none."""
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    failed: dict[str, str] = {}
-    for name in _turns(cases, rounds):
-        if name not in failed:
-            try:
-                found[name].append(measure(cases[name]))
-            except NotServedError as exc:
-                failed[name] = str(exc)
-    return {name: statistics.median(each) for name, each in found.items() if each}, failed
-
-
-def _turns(names: Iterable[str], rounds: int) -> Iterator[str]:
-    for number in range(1, rounds + 1):
-        for name in names:
-            _show(f"round {number}/{rounds}: {name}")
-            yield name
-    _show("")
-
-
-def _show(progress: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
-
-
-def _note(failed: dict[str, str]) -> str:
-    return "\n".join(f"{stack} did not run here: {why}" for stack, why in failed.items())
 
 
 def _cpu_per_request(case: Case) -> float:
@@ -194,7 +159,7 @@ def _port(process: subprocess.Popen[str]) -> int:
     for line in process.stderr:
         if line.startswith("port "):
             return int(line.split()[1])
-    raise NotServedError(line.strip()[:100])
+    raise NotMeasuredError(line.strip()[:100])
 
 
 def cpu_seconds(pid: int) -> float:
