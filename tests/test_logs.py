@@ -1033,3 +1033,124 @@ async def test_plain_logging_gains_the_ids_where_our_logs_are_off() -> None:
 
 def test_outside_of_applications_the_context_is_empty() -> None:
     assert log_context() == {}
+
+
+# What is logged may be broken, and so may be the moment
+
+
+class Raising(dict[str, Any]):
+    def items(self) -> Any:
+        raise LookupError
+
+
+class Lazy:
+    """As a proxy whose object can't be made just now."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None: ...
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "a mapping": lambda: Raising(a=1),
+    "a proxy": Lazy,
+    "a mapping in a mapping": lambda: {"deep": Raising(a=1)},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_a_field_that_cannot_be_read_fails_no_request(kind: str) -> None:
+    output = await written_by(lambda: shop.info("here", extra={"broken": BROKEN[kind]()}))
+    (line,) = output.of("shop")
+    assert "reading it raised" in str(line["broken"])
+    (access,) = output.of("aiohttp_observe.access")
+    assert access["http.response.status_code"] == 200
+
+
+async def test_names_with_an_underscore_are_the_services_own() -> None:
+    output = await written_by(lambda: shop.info("here", extra={"_context": 1}))
+    assert [line["message"] for line in output.of("shop")] == ["here"]
+
+
+async def test_an_access_line_has_what_was_bound_as_it_was_then() -> None:
+    basket = {"items": 0}
+
+    def work() -> None:
+        basket["items"] += 1
+        bind(basket=basket)
+
+    output = Output()
+    app = application(
+        work, logs=Logs(stream=output, replace=True), metrics=Metrics(registry=CollectorRegistry())
+    )
+    async with serving(app) as service:
+        for _ in range(3):
+            await service.get("/work")
+    lines = output.of("aiohttp_observe.access")
+    assert [line["basket"]["items"] for line in lines] == [1, 2, 3]
+
+
+async def test_no_text_of_a_client_looks_like_a_line_of_its_own() -> None:
+    def fail() -> None:
+        try:
+            raise LookupError("x\n03:00:00.000 INFO    auth: admin logged in")
+        except LookupError:
+            shop.exception("failed", extra={"note": "a\u00a0request_id=forged", "bidi": "\u202eabc"})
+
+    text = (await written_by(fail, format="text")).getvalue()
+    assert not any(line.startswith("03:00:00") for line in text.splitlines())
+    assert "\u00a0request_id" not in text
+    assert "\u202e" not in text
+
+
+async def test_terminal_commands_of_eight_bits_are_escaped_in_json() -> None:
+    output = await written_by(lambda: shop.info("a\x9b31mb"))
+    assert "\x9b" not in output.getvalue()
+    assert [line["message"] for line in output.of("shop")] == ["a\x9b31mb"]
+
+
+def test_a_forked_child_writes_its_own_lines_and_only_those() -> None:
+    done = run_python("""
+import asyncio, logging, os, sys
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def main():
+    app = web.Application()
+    setup_observability(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    logging.info("of the parent")
+    child = os.fork()
+    if not child:
+        for number in range(3):
+            logging.info("of the child %d", number)
+        logging.getLogger().handlers[0].flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    await runner.cleanup()
+
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+asyncio.run(main())
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    messages = [json.loads(line)["message"] for line in done.stdout.splitlines()]
+    assert sorted(messages) == ["of the child 0", "of the child 1", "of the child 2", "of the parent"]
+
+
+async def test_a_log_call_from_within_the_writing_of_another_goes_through() -> None:
+    """As the garbage collector makes them, anywhere: nothing of ours may hold a lock then."""
+    again: list[str] = ["twice"]
+
+    class Nested:
+        def __str__(self) -> str:
+            if again:
+                shop.info("%s", again.pop())
+            return "once"
+
+    output = await written_by(lambda: shop.info("%s", Nested()))
+    assert sorted(line["message"] for line in output.of("shop")) == ["once", "twice"]

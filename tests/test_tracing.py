@@ -19,7 +19,14 @@ from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrument
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+)
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
@@ -628,3 +635,42 @@ async def test_a_span_is_current_while_the_server_logs_a_crash(
     finally:
         logging.getLogger("aiohttp.server").removeFilter(looking)
     assert current == [ids(spans.all[0]).span_id]
+
+
+@pytest.mark.parametrize("hostile", ["k=\udcff", "k=v;\udcff"])
+async def test_a_hostile_baggage_costs_no_trace(spans: Spans, hostile: str) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with traced(spans) as (service, witness):
+        headers = {"Host": "x", "Connection": "close", "traceparent": parent, "baggage": hostile}
+        lines = ["GET / HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        await service.exchange_bytes("\r\n".join(lines).encode(errors="surrogateescape"))
+        exchange = await witness.next()
+    assert exchange.trace_id == "0af7651916cd43dd8448eb211c80319c"
+
+
+async def test_what_is_no_unicode_in_a_header_is_exported_as_question_marks(spans: Spans) -> None:
+    async with traced(spans) as (service, witness):
+        await service.exchange_bytes(
+            b"GET / HTTP/1.1\r\nHost: x\xff\r\nConnection: close\r\nUser-Agent: a\xffb\r\n\r\n"
+        )
+        exchange = await witness.next()
+    _, span = the_one(spans, exchange)
+    assert span.attributes is not None
+    assert span.attributes["user_agent.original"] == "a?b"
+    "".join(map(str, span.attributes.values())).encode()
+
+
+class DropsHealthChecks(ParentBased):
+    """As many services have one."""
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        attributes = kwargs.get("attributes") or args[4]
+        if attributes["url.path"] == "/":
+            return SamplingResult(Decision.DROP)
+        return super().should_sample(*args, **kwargs)
+
+
+async def test_a_sampler_that_looks_at_attributes_is_given_them() -> None:
+    spans = Spans(sampler=DropsHealthChecks(ALWAYS_ON))
+    exchange = await exchange_of(spans)
+    assert (exchange.sampled, spans.all) == (False, ())

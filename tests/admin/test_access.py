@@ -404,3 +404,57 @@ async def test_one_task_is_shown_by_its_number(
     response = await open_to_this_machine.get(f"/_tasks/{tasks[0]['id']}")
     assert json.loads(await response.text())["id"] == tasks[0]["id"]
     assert (await open_to_this_machine.get("/_tasks/999999")).status == 404
+
+
+@pytest.mark.parametrize("path", ["/%5ftasks", "/%5Ftasks/1"])
+async def test_an_escaped_path_is_no_way_around(
+    path: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    answer = await raw(
+        behind_a_token.port or 0, f"GET {path} HTTP/1.1\nHost: x\nAccept: text/html\nConnection: close\n\n"
+    )
+    assert answer.startswith("HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"token=\xff\xfe"),
+        ("application/x-www-form-urlencoded; charset=foo", b"token=x"),
+        ("application/x-www-form-urlencoded", b"token=" + b"x" * 10_000),
+        ("multipart/form-data", b"token=x"),
+        ("text/plain", b"token=x"),
+    ],
+)
+async def test_a_login_that_is_no_form_is_refused(
+    content_type: str, body: bytes, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    headers = {"Content-Type": content_type}
+    await refused(await behind_a_token.post("/_tasks/login", data=body, headers=headers), 401)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "DELETE"])
+async def test_whoever_may_not_look_does_not_learn_what_is_allowed(
+    method: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    await refused(await behind_a_token.request(method, "/_tasks"), 401)
+
+
+async def test_a_token_from_a_file_may_end_with_a_line_break() -> None:
+    async with client_of(application(Admin(token=f"{TOKEN}\n"))) as client:
+        assert (await client.get("/_tasks", headers=BEARER)).status == 200
+
+
+async def test_an_old_protocol_is_no_local_client(
+    open_to_this_machine: TestClient[web.Request, web.Application],
+) -> None:
+    """It is what nginx speaks to a service, with the service's own name as Host, unless told otherwise."""
+    port = open_to_this_machine.port or 0
+    answer = await raw(port, f"GET /_tasks HTTP/1.0\nHost: 127.0.0.1:{port}\n\n")
+    assert answer.startswith("HTTP/1.0 403 ")
+
+
+async def test_not_a_number_is_no_age(
+    open_to_this_machine: TestClient[web.Request, web.Application],
+) -> None:
+    assert (await open_to_this_machine.get("/_tasks?min_age=nan")).status == 400
