@@ -22,7 +22,7 @@ from .rounds import NotMeasuredError, interleaved, note, turns
 from .stacks import OTHERS, PARTS, STACKS
 from .table import Table
 
-__all__ = ["SERVER_CORE", "cpu_seconds", "tables", "upstream"]
+__all__ = ["CONNECTIONS", "Case", "cpu_seconds", "process", "serving", "tables", "upstream"]
 
 SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 16
@@ -107,7 +107,7 @@ def _handlers(stacks: list[str], rounds: int) -> Table:
 def _tail(stacks: list[str], rounds: int) -> Table:
     found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in stacks}
     for stack in turns(stacks, rounds):
-        with _server(Case(stack)) as (_, port):
+        with serving(Case(stack)) as (_, port):
             asyncio.run(closed_loop(port, JSON, CONNECTIONS, _WARM_UP_SECONDS))
             latencies = asyncio.run(open_loop(port, JSON, CONNECTIONS, _TAIL_SECONDS, _OFFERED))
         quantiles = statistics.quantiles(latencies, n=100)
@@ -120,7 +120,7 @@ def _tail(stacks: list[str], rounds: int) -> Table:
 
 def _cpu_per_request(case: Case) -> float:
     """Microseconds of server CPU for each answer."""
-    with _server(case) as (pid, port):
+    with serving(case) as (pid, port):
         asyncio.run(closed_loop(port, case.traffic, CONNECTIONS, _WARM_UP_SECONDS))
         before = cpu_seconds(pid)
         latencies = asyncio.run(closed_loop(port, case.traffic, CONNECTIONS, _SECONDS))
@@ -129,21 +129,21 @@ def _cpu_per_request(case: Case) -> float:
 
 
 @contextmanager
-def _server(case: Case) -> Iterator[tuple[int, int]]:
+def serving(case: Case) -> Iterator[tuple[int, int]]:
     command = ["benchmarks.stacks", case.stack, str(SERVER_CORE), case.loop]
-    with _process(command) as (pid, port):
+    with process(command) as (pid, port):
         yield pid, port
 
 
 @contextmanager
 def upstream() -> Iterator[int]:
     """What outbound requests ask: a server in another process, on the load's core."""
-    with _process(["benchmarks.stacks", "bare", str(LOAD_CORE), "asyncio"]) as (_, port):
+    with process(["benchmarks.stacks", "bare", str(LOAD_CORE), "asyncio"]) as (_, port):
         yield port
 
 
 @contextmanager
-def _process(module: list[str]) -> Iterator[tuple[int, int]]:
+def process(module: list[str]) -> Iterator[tuple[int, int]]:
     """A server's process id and port, as it prints it on standard error."""
     command = [sys.executable, "-W", "ignore", "-m", *module]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

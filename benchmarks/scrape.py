@@ -69,7 +69,16 @@ async def _scrape(server: str, series: int) -> tuple[float, float]:
 
 async def _scraped(port: int, times: int) -> list[float]:
     scraper = await asyncio.create_subprocess_exec(
-        *("taskset", "-c", "1", sys.executable, "-c", _SCRAPER, f"http://127.0.0.1:{port}/metrics", str(times)),
+        *(
+            "taskset",
+            "-c",
+            "1",
+            sys.executable,
+            "-c",
+            _SCRAPER,
+            f"http://127.0.0.1:{port}/metrics",
+            str(times),
+        ),
         stdout=subprocess.PIPE,
     )
     output, _ = await scraper.communicate()
