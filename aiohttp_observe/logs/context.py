@@ -10,7 +10,17 @@ from typing import Any
 
 from ..exchange import CURRENT, FIELDS, current_scope
 
-__all__ = ["Context", "RecordFactory", "bind", "bound", "capture", "context_of", "ids_of", "log_context"]
+__all__ = [
+    "Context",
+    "RecordFactory",
+    "bind",
+    "bound",
+    "capture",
+    "context_of",
+    "ids_of",
+    "log_context",
+    "own_message",
+]
 
 _NO_FIELDS: Mapping[str, Any] = {}
 
@@ -88,6 +98,14 @@ def ids_of(context: Context) -> dict[str, str]:
         ids["trace_id"] = f"{trace_id:032x}"
         ids["span_id"] = f"{span_id:016x}"
     return ids
+
+
+def own_message(record: logging.LogRecord) -> str:
+    """The record's message, without what `_Contextual` does for formatters of others."""
+    if not isinstance(record, _Contextual):
+        return record.getMessage()
+    message: str = super(_Contextual, record).getMessage()  # type: ignore[misc]
+    return message
 
 
 def context_of(record: logging.LogRecord) -> Context:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from .context import IDS, context_of, ids_of
+from .context import IDS, context_of, ids_of, own_message
 
 __all__ = ["JsonFormatter", "line_of", "plain", "to_json", "to_text"]
 
@@ -141,7 +141,7 @@ def _shown(value: Any) -> str:
 def message_of(record: logging.LogRecord) -> str:
     """The record's message; what is wrong with it instead of an exception."""
     try:
-        return _clip(record.getMessage(), _LONGEST_TEXT)
+        return _clip(own_message(record), _LONGEST_TEXT)
     except Exception as exc:
         return _clip(f"{_text(record.msg)} [arguments don't fit: {type(exc).__name__}]", _LONGEST_TEXT)
 
