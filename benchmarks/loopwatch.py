@@ -24,6 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from .load import Traffic, closed_loop
+from .request import cpu_seconds
 from .rounds import NotMeasuredError, child, interleaved, note, turns
 from .table import Table
 
@@ -46,10 +47,12 @@ def tables(rounds: int) -> list[Table]:
 
 def _throughput(rounds: int) -> Table:
     contenders = {name: name for name in _WATCHES if name != _HANGS}
-    found, failed = interleaved(contenders, rounds, _requests_per_second)
-    rows = tuple((name, round(value), value / found[_WITHOUT]) for name, value in found.items())
+    found, failed = interleaved(contenders, rounds, _full_load)
+    rate, cpu = found[_WITHOUT]
+    rows = tuple((name, round(one), one / rate, other, other / cpu) for name, (one, other) in found.items())
+    columns = ("watch", "requests/s", "x without", "CPU per request, µs", "x without")
     title = "a server at full load, watched with a threshold of 50 ms"
-    return Table(title, ("watch", "requests/s", "x without"), rows, note(failed))
+    return Table(title, columns, rows, note(failed))
 
 
 def _told(rounds: int) -> Table:
@@ -82,16 +85,20 @@ def _row(name: str, reports: list[_Report], blocks: int) -> tuple[Any, ...]:
     )
 
 
-def _requests_per_second(name: str) -> float:
+def _full_load(name: str) -> tuple[float, float]:
+    """Requests a second, and microseconds of server CPU for each: the load's own core may be the limit."""
     traffic = Traffic("/")
-    with _server(name) as port:
+    with _server(name) as (pid, port):
         asyncio.run(closed_loop(port, traffic, _CONNECTIONS, _WARM_UP_SECONDS))
-        return len(asyncio.run(closed_loop(port, traffic, _CONNECTIONS, _SECONDS))) / _SECONDS
+        before, begun = cpu_seconds(pid), perf_counter()
+        requests = len(asyncio.run(closed_loop(port, traffic, _CONNECTIONS, _SECONDS)))
+        elapsed, spent = perf_counter() - begun, cpu_seconds(pid) - before
+    return requests / elapsed, spent / requests * 1e6
 
 
 @contextmanager
-def _server(name: str) -> Iterator[int]:
-    """The port of a server in a process of its own, which prints it first."""
+def _server(name: str) -> Iterator[tuple[int, int]]:
+    """The process id and the port of a server, which prints it first."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.loopwatch", "serve", name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -100,7 +107,7 @@ def _server(name: str) -> Iterator[int]:
             port = process.stdout.readline()
             if not port:
                 raise NotMeasuredError(process.stderr.read().strip().rpartition("\n")[2][:100])
-            yield int(port)
+            yield process.pid, int(port)
         finally:
             process.terminate()
 
