@@ -35,7 +35,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds, default 5")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, default 3")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("rooms", nargs="*", default=list(ROOMS), help=f"of {', '.join(ROOMS)}; default: all")
     return parser

@@ -174,6 +174,7 @@ def main(what: str, argument: str) -> None:
     if what == "soak":
         _soak(argument)
         return
+    os.sched_setaffinity(0, {0})
     measure: dict[str, Any] = {
         "import": _import,
         "start-up": lambda whose: asyncio.run(_start(whose)),

@@ -59,7 +59,7 @@ def tables(rounds: int) -> list[Table]:
         os.environ["BENCH_UPSTREAM"] = f"http://127.0.0.1:{port}/"
         return [
             _cost("server CPU per request, µs: trivial JSON", [*STACKS, *PARTS, *OTHERS], rounds),
-            _handlers(["bare", _ACCESS_LOG, "all", "all at 1 %", _OPENTELEMETRY], max(rounds - 2, 1)),
+            _handlers(["bare", _ACCESS_LOG, "all", "all at 1 %", _OPENTELEMETRY], max(rounds - 1, 1)),
             _cost("on uvloop", ["bare", _ACCESS_LOG, "all", "all at 1 %", *_OTEL], rounds, loop="uvloop"),
             _tail(["bare", "bare again", _ACCESS_LOG, "all", "all at 1 %", *_OTEL], rounds),
         ]

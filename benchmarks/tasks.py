@@ -170,8 +170,11 @@ async def _timed(name: str, monitor: Any) -> tuple[float, float]:
 async def _ours(limit: int) -> None:
     from aiohttp_observe.tasks import json_pieces, snapshot_without_blocking
 
-    for _ in json_pieces(await snapshot_without_blocking(limit=limit)):
+    pieces = []
+    for piece in json_pieces(await snapshot_without_blocking(limit=limit)):
+        pieces.append(piece)
         await asyncio.sleep(0)
+    "".join(pieces)
 
 
 async def _aiomonitor(monitor: Any) -> None:
