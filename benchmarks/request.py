@@ -56,7 +56,7 @@ def tables(rounds: int) -> list[Table]:
     """All that is to be known of a request."""
     os.sched_setaffinity(0, {LOAD_CORE})
     with upstream() as port:
-        os.environ["BENCH_UPSTREAM"] = f"http://127.0.0.1:{port}/"
+        os.environ["BENCH_UPSTREAM"] = f"http://127.0.0.1:{port}/json/1"
         return [
             _cost("server CPU per request, µs: trivial JSON", [*STACKS, *PARTS, *OTHERS], rounds),
             _handlers(["bare", _ACCESS_LOG, "all", "all at 1 %", _OPENTELEMETRY], max(rounds - 1, 1)),
