@@ -163,22 +163,26 @@ class Recorder:
 
         It is called for all but those whose task is cancelled or fails while sending.
         """
-        exchange = CURRENT.get()
-        if exchange is None and getattr(request, "_match_info", None) is not None:
-            exchange = self._exchange_from_outside(cast(web.Request, request))
-        if exchange is None:
-            exchange = _malformed(request, self.scope, seconds)
-        flight = self.in_flight.get(exchange)
-        if flight is not None:
-            self.hears_of_ends = True
-            transport = request.transport
-            closed = transport is None or transport.is_closing()
-            flight.gone = flight.gone or (closed and not is_complete(response))
-            self.end(flight, response, None)
-        elif exchange.duration is None:  # refused by the parser, or for what it expects
-            exchange.duration = perf_counter() - exchange.started
-            tell_end(exchange, response, gone=False, error=None, failure=None)
-            self._tell_finished(exchange)
+        try:
+            exchange = CURRENT.get() or self._exchange_unseen(request, seconds)
+            flight = self.in_flight.get(exchange)
+            if flight is not None:
+                self.hears_of_ends = True
+                transport = request.transport
+                closed = transport is None or transport.is_closing()
+                flight.gone = flight.gone or (closed and not is_complete(response))
+                self.end(flight, response, None)
+            elif exchange.duration is None:  # refused by the parser, or for what it expects
+                exchange.duration = perf_counter() - exchange.started
+                tell_end(exchange, response, gone=False, error=None, failure=None)
+                self._tell_finished(exchange)
+        except Exception as exc:
+            self._complain("recorder", exc)
+
+    def _exchange_unseen(self, request: web.BaseRequest, seconds: float) -> Exchange:
+        if getattr(request, "_match_info", None) is not None:  # it reached the application
+            return self._exchange_from_outside(cast(web.Request, request))
+        return _malformed(request, self.scope, seconds)
 
     def look_around(self) -> None:
         """Several times a second: notice what nobody announces.
@@ -203,8 +207,10 @@ class Recorder:
         if flight.gone_at is not None:
             exchange.abandoned = now - flight.gone_at
         gone = flight.gone and not (self._stopping and failure == "CancelledError")
+        if response is None:  # its task was cut short: what was being sent
+            response = flight.response
         try:
-            tell_end(exchange, response or flight.response, gone=gone, error=flight.error, failure=failure)
+            tell_end(exchange, response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
             self._complain("recorder", exc)
         self._tell_finished(exchange)
