@@ -7,9 +7,9 @@ from typing import Any
 
 from .exchange import Exchange
 
-__all__ = ["CLIENT_DISCONNECTED", "is_complete", "result_of", "tell_end"]
+__all__ = ["is_complete", "result_of", "tell_end"]
 
-CLIENT_DISCONNECTED = "client_disconnected"
+_CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
 _CLIENT_CLOSED_REQUEST = 499
@@ -33,7 +33,7 @@ def tell_end(
     if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
         exchange.error_type = None if gone and failure in _LEFT else failure
     elif gone:
-        exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, CLIENT_DISCONNECTED
+        exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, _CLIENT_DISCONNECTED
     elif failure is not None:
         exchange.error_type = failure
     elif status is not None and status >= 500:

@@ -123,6 +123,15 @@ class Exchange:
         """The server span's id, 16 hex digits; ``None`` without tracing."""
         return None if self.span is None else f"{self.span.span_id:016x}"
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """``request_id``, and with tracing ``trace_id`` and ``span_id``: as log lines have them."""
+        ids = {"request_id": self.request_id}
+        if self.span is not None:
+            ids["trace_id"] = f"{self.span.trace_id:032x}"
+            ids["span_id"] = f"{self.span.span_id:016x}"
+        return ids
+
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id} {self.method} {self.route} {self.status}>"
 

@@ -144,11 +144,8 @@ def _created(fields: dict[str, Any]) -> str:
     return f", created at {fields['created_at']}" if "created_at" in fields else ""
 
 
-def _ids(exchange: Exchange | None) -> dict[str, Any]:
-    if exchange is None:
-        return {}
-    ids = {"request_id": exchange.request_id, "trace_id": exchange.trace_id, "span_id": exchange.span_id}
-    return {name: value for name, value in ids.items() if value is not None}
+def _ids(exchange: Exchange | None) -> dict[str, str]:
+    return {} if exchange is None else exchange.ids
 
 
 class _CoroutineWatch:

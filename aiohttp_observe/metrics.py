@@ -451,39 +451,40 @@ class ServerMetrics:
             self.instruments.add_method(exchange.method)
         return per_route
 
-    def count_active(self, in_flight: InFlight) -> Callable[[], None]:
-        """Have requests being served counted; returns how to stop."""
-        counted = self.instruments.in_flight
-        counted.append(in_flight)
-
-        def stop() -> None:
-            counted.remove(in_flight)
-            self.instruments.count_active()
-
-        return stop
-
     def tick(self) -> None:
         """Several times a second: what another process reads from a file can't wait for a scrape."""
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self.instruments.count_active()
 
+    # What is read at scrape; each returns how to stop
+
     def settle_at_scrape(self, settle: Callable[[], None]) -> Callable[[], None]:
-        """Call ``settle`` before anything is read; returns how to stop."""
-        before = self.instruments.at_scrape.before
-        before.append(settle)
-        return lambda: before.remove(settle)
+        """Call ``settle`` before anything is read."""
+        return _added(self.instruments.at_scrape.before, settle)
+
+    def read_active(self, in_flight: InFlight) -> Callable[[], None]:
+        """Have requests being served counted."""
+        remove = _added(self.instruments.in_flight, in_flight)
+
+        def stop() -> None:
+            remove()
+            self.instruments.count_active()
+
+        return stop
 
     def count_tasks(self, loop: object, count: TaskCounts) -> Callable[[], None]:
-        """Have the tasks of ``loop`` counted at scrape; returns how to stop."""
-        tasks = self.instruments.at_scrape.tasks
-        tasks.append((loop, count))
-        return lambda: tasks.remove((loop, count))
+        """Have the tasks of ``loop`` counted."""
+        return _added(self.instruments.at_scrape.tasks, (loop, count))
 
     def read_utilization(self, read: Utilization) -> Callable[[], None]:
-        """Have a loop's utilization read at scrape; returns how to stop."""
-        utilization = self.instruments.at_scrape.utilization
-        utilization.append(read)
-        return lambda: utilization.remove(read)
+        """Have a loop's utilization read."""
+        return _added(self.instruments.at_scrape.utilization, read)
+
+
+def _added(items: list[T], item: T) -> Callable[[], None]:
+    """Add ``item``; returns how to take it away again."""
+    items.append(item)
+    return lambda: items.remove(item)
 
 
 class MetricsPage:

@@ -226,7 +226,7 @@ class Observability:
         stack.callback(self.recorder.look_around)
         if self.metrics is not None:
             in_flight = self.recorder.in_flight
-            stack.callback(self.metrics.count_active(lambda: list(in_flight)))
+            stack.callback(self.metrics.read_active(lambda: list(in_flight)))
             stack.callback(self.metrics.settle_at_scrape(settle))
 
     def _open_tracer(self, app: web.Application, tracer: ServerTracer) -> None:

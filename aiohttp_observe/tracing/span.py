@@ -371,25 +371,19 @@ class ServerSpan(SdkSpan):
 
     def finish(self, exchange: Exchange) -> None:
         """Set the outcome and end, without becoming a full span for it."""
-        if self._end_time is not None:  # the service has ended it
-            self._of = None
-            return
         end_time = self._start_time + int((exchange.duration or 0.0) * 1e9)
-        if self._made_lock is not None:
+        if self._end_time is not None:  # the service has ended it
+            pass
+        elif self._made_lock is not None:
             _set_outcome(self, exchange)
             self.end(end_time)
-            self._of = None
-            return
-        attributes = self._attributes
-        if exchange.status is not None:
-            attributes["http.response.status_code"] = exchange.status
-        if exchange.error_type is not None:
-            attributes["error.type"] = exchange.error_type
+        else:
+            self._attributes.update(_outcome(exchange))
             if _is_our_error(exchange):
                 self._status = _ERROR
-        self._end_time = end_time
+            self._end_time = end_time
+            self._home.processors.end(self)
         self._of = None  # lets go of the request, and breaks the cycle with the exchange
-        self._home.processors.end(self)
 
 
 def fail(span: Span, exc: BaseException) -> None:
@@ -401,12 +395,19 @@ def fail(span: Span, exc: BaseException) -> None:
 
 
 def _set_outcome(span: Span, exchange: Exchange) -> None:
+    span.set_attributes(_outcome(exchange))
+    if _is_our_error(exchange):
+        span.set_status(_ERROR)
+
+
+def _outcome(exchange: Exchange) -> dict[str, Any]:
+    """The attributes that are known only at the end."""
+    outcome: dict[str, Any] = {}
     if exchange.status is not None:
-        span.set_attribute("http.response.status_code", exchange.status)
+        outcome["http.response.status_code"] = exchange.status
     if exchange.error_type is not None:
-        span.set_attribute("error.type", exchange.error_type)
-        if _is_our_error(exchange):
-            span.set_status(_ERROR)
+        outcome["error.type"] = exchange.error_type
+    return outcome
 
 
 def _is_our_error(exchange: Exchange) -> bool:
