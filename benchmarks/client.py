@@ -33,7 +33,7 @@ def tables(rounds: int) -> list[Table]:
     over = {name: value - found["none"] for name, value in found.items()}
     rows = tuple((name, value, over[name], over[name] / over["official"]) for name, value in found.items())
     columns = ("instrumentation", "µs", "over none", "x official")
-    told = "\n".join(filter(None, ["client CPU of one request on a pooled connection", note(failed)]))
+    told = note(failed, "client CPU of one request on a pooled connection")
     return [Table("an outbound request", columns, rows, told)]
 
 

@@ -15,13 +15,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass
 from functools import partial
 from logging.handlers import QueueHandler, QueueListener
-from time import perf_counter
 from typing import Any, TextIO
 
 from aiohttp import web
 
 from .rounds import child, interleaved, note
 from .table import Table
+from .ticker import ticking
 
 __all__ = ["tables"]
 
@@ -48,7 +48,7 @@ def _cost(rounds: int) -> Table:
     rows = tuple((name, here, here / loop, total, total / whole) for name, (here, total) in found.items())
     columns = ("logging", "µs on the loop", "x plain", "µs in all threads", "x plain")
     told = f"With an extra of three fields, which plain text leaves out; bursts of {_BURST} lines."
-    return Table("CPU per log line to /dev/null, µs", columns, rows, _noted(told, failed))
+    return Table("CPU per log line to /dev/null, µs", columns, rows, note(failed, told))
 
 
 def _stall(rounds: int) -> Table:
@@ -65,15 +65,11 @@ def _stall(rounds: int) -> Table:
         "dropped: aiohttp_observe_dropped_total."
     )
     title = f"{_STALLED_LINES:,} lines into a pipe that nobody reads"
-    return Table(title, columns, rows, _noted(told, failed))
+    return Table(title, columns, rows, note(failed, told))
 
 
 def _blocked(gap: float) -> str:
     return "blocked until read" if gap > _STALL_SECONDS * 0.5e3 else "runs"
-
-
-def _noted(told: str, failed: dict[str, str]) -> str:
-    return "\n".join(filter(None, (told, note(failed))))
 
 
 # In a process of its own
@@ -262,24 +258,12 @@ def _late_reader() -> Iterator[tuple[TextIO, list[str]]]:
 
 async def _worst_gap(sink: _Sink) -> float:
     """Seconds, the longest that a timer took to come round while lines are logged."""
-    worst = 0.0
-
-    async def tick() -> None:
-        nonlocal worst
-        while True:
-            begun = perf_counter()
-            await asyncio.sleep(_TICK)
-            worst = max(worst, perf_counter() - begun)
-
-    ticking = asyncio.create_task(tick())
-    await asyncio.sleep(0)
-    for _ in range(_STALLED_LINES // _STALLED_BURST):
-        for _ in range(_STALLED_BURST):
-            sink.log()
-        await asyncio.sleep(0)
-    await asyncio.sleep(2 * _TICK)
-    ticking.cancel()
-    return worst
+    async with ticking(_TICK) as ticker:
+        for _ in range(_STALLED_LINES // _STALLED_BURST):
+            for _ in range(_STALLED_BURST):
+                sink.log()
+            await asyncio.sleep(0)
+    return ticker.worst
 
 
 def main(what: str, name: str) -> None:

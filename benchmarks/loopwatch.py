@@ -68,7 +68,7 @@ def _told(rounds: int) -> Table:
     columns = ("watch", "told", "after, ms", "as, ms", "x true", "names the line")
     told = "after: from the block's begin to the report.  as: the duration reported."
     title = "time.sleep(0.1) in a handler, threshold 50 ms"
-    return Table(title, columns, rows, "\n".join(filter(None, (told, note(failed)))))
+    return Table(title, columns, rows, note(failed, told))
 
 
 def _row(name: str, reports: list[_Report], blocks: int) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from .load import Traffic, closed_loop
 from .request import Case, serving
-from .rounds import child, interleaved
+from .rounds import child, interleaved, note
 from .table import Table
 
 __all__ = ["tables"]
@@ -28,43 +28,23 @@ _STEP = 20_000
 
 def tables(rounds: int) -> list[Table]:
     """Each in a process of its own; growth over many requests from outside the server."""
-    return [_kept(rounds), _starting(rounds), _growth(_SERVED)]
+    kept = ("a waiting task", "a request in flight")
+    return [
+        _compared("memory, bytes each", ("what", "bare", "ours", "more"), kept, rounds),
+        _compared("to be there, ms", ("what", "aiohttp", "with us", "more"), ("import", "start-up"), rounds),
+        _growth(_SERVED),
+    ]
 
 
-def _kept(rounds: int) -> Table:
-    cases = {
-        f"{what}, {whose}": (what, whose)
-        for what in ("a waiting task", "a request in flight")
-        for whose in ("bare", "ours")
-    }
-    found, _ = interleaved(cases, rounds, lambda case: child("memory", *case))
-    rows = tuple(
-        (
-            what,
-            found[f"{what}, bare"],
-            found[f"{what}, ours"],
-            found[f"{what}, ours"] - found[f"{what}, bare"],
-        )
-        for what in ("a waiting task", "a request in flight")
-    )
-    return Table("memory, bytes each", ("what", "bare", "ours", "more"), rows)
-
-
-def _starting(rounds: int) -> Table:
-    cases = {
-        f"{what}, {whose}": (what, whose) for what in ("import", "start-up") for whose in ("bare", "ours")
-    }
-    found, _ = interleaved(cases, rounds, lambda case: child("memory", *case))
-    rows = tuple(
-        (
-            what,
-            found[f"{what}, bare"],
-            found[f"{what}, ours"],
-            found[f"{what}, ours"] - found[f"{what}, bare"],
-        )
-        for what in ("import", "start-up")
-    )
-    return Table("to be there, ms", ("what", "aiohttp", "with us", "more"), rows)
+def _compared(title: str, columns: tuple[str, str, str, str], whats: tuple[str, str], rounds: int) -> Table:
+    """With us and without."""
+    cases = {f"{what}, {whose}": (what, whose) for what in whats for whose in ("bare", "ours")}
+    found, failed = interleaved(cases, rounds, lambda case: child("memory", *case))
+    rows = []
+    for what in whats:
+        bare, ours = found[f"{what}, bare"], found[f"{what}, ours"]
+        rows.append((what, bare, ours, ours - bare))
+    return Table(title, columns, tuple(rows), note(failed))
 
 
 def _growth(requests: int) -> Table:

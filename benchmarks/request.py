@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .load import Traffic, closed_loop, open_loop
-from .rounds import NotMeasuredError, interleaved, note, turns
+from .rounds import NotMeasuredError, interleaved, note
 from .stacks import OTHERS, PARTS, STACKS
 from .table import Table
 
@@ -105,17 +105,20 @@ def _handlers(stacks: list[str], rounds: int) -> Table:
 
 
 def _tail(stacks: list[str], rounds: int) -> Table:
-    found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in stacks}
-    for stack in turns(stacks, rounds):
-        with serving(Case(stack)) as (_, port):
-            asyncio.run(closed_loop(port, JSON, CONNECTIONS, _WARM_UP_SECONDS))
-            latencies = asyncio.run(open_loop(port, JSON, CONNECTIONS, _TAIL_SECONDS, _OFFERED))
-        quantiles = statistics.quantiles(latencies, n=100)
-        found[stack].append((quantiles[49] * 1e3, quantiles[98] * 1e3))
-    p50 = {stack: statistics.median(one for one, _ in each) for stack, each in found.items()}
-    p99 = {stack: statistics.median(one for _, one in each) for stack, each in found.items()}
-    rows = tuple((stack, p50[stack], p99[stack], p99[stack] / p99["bare"]) for stack in stacks)
-    return Table(f"latency at {_OFFERED} requests/s, ms", ("stack", "p50", "p99", "p99 x bare"), rows)
+    found, failed = interleaved({stack: Case(stack) for stack in stacks}, rounds, _latency)
+    bare = found["bare"][1]
+    rows = tuple((stack, p50, p99, p99 / bare) for stack, (p50, p99) in found.items())
+    columns = ("stack", "p50", "p99", "p99 x bare")
+    return Table(f"latency at {_OFFERED} requests/s, ms", columns, rows, note(failed))
+
+
+def _latency(case: Case) -> tuple[float, float]:
+    """The median and the 99th percentile of milliseconds, at the offered load."""
+    with serving(case) as (_, port):
+        asyncio.run(closed_loop(port, case.traffic, CONNECTIONS, _WARM_UP_SECONDS))
+        latencies = asyncio.run(open_loop(port, case.traffic, CONNECTIONS, _TAIL_SECONDS, _OFFERED))
+    quantiles = statistics.quantiles(latencies, n=100)
+    return quantiles[49] * 1e3, quantiles[98] * 1e3
 
 
 def _cpu_per_request(case: Case) -> float:

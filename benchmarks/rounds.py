@@ -54,9 +54,11 @@ def _show(progress: str) -> None:
         print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
 
 
-def note(failed: Mapping[str, str]) -> str:
-    """What a table says of those that were not measured."""
-    return "\n".join(f"{name} did not run here: {why}" for name, why in failed.items())
+def note(failed: Mapping[str, str], told: str = "") -> str:
+    """What a table says of how it was measured, and of those that weren't."""
+    return "\n".join(
+        [*([told] if told else []), *(f"{name} did not run here: {why}" for name, why in failed.items())]
+    )
 
 
 def child(module: str, *arguments: object) -> Any:

@@ -7,17 +7,18 @@ import json
 import os
 import subprocess
 import sys
-from time import perf_counter
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
 from .rounds import child, interleaved, note
 from .table import Table
+from .ticker import ticking
 
 __all__ = ["tables"]
 
 _SCRAPES = 5
+_TICK = 0.0005
 _SERIES = (100, 1_000, 10_000)
 _SERVERS = ("ours", "prometheus-async")
 _SCRAPER = """
@@ -49,36 +50,18 @@ async def _scrape(server: str, series: int) -> tuple[float, float]:
     runner = web.AppRunner(_application(server))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    longest, last = 0.0, perf_counter()
-
-    async def tick() -> None:
-        nonlocal longest, last
-        while True:
-            await asyncio.sleep(0.0005)
-            now = perf_counter()
-            longest, last = max(longest, now - last - 0.0005), now
-
-    ticking = asyncio.create_task(tick())
-    await _scraped(runner.addresses[0][1], 2)
-    longest = 0.0
-    took = await _scraped(runner.addresses[0][1], _SCRAPES)
-    ticking.cancel()
+    async with ticking(_TICK) as ticker:
+        await _scraped(runner.addresses[0][1], 2)
+        ticker.worst = 0.0
+        took = await _scraped(runner.addresses[0][1], _SCRAPES)
     await runner.cleanup()
-    return min(took) * 1e3, longest * 1e3
+    return min(took) * 1e3, (ticker.worst - _TICK) * 1e3
 
 
 async def _scraped(port: int, times: int) -> list[float]:
     scraper = await asyncio.create_subprocess_exec(
-        *(
-            "taskset",
-            "-c",
-            "1",
-            sys.executable,
-            "-c",
-            _SCRAPER,
-            f"http://127.0.0.1:{port}/metrics",
-            str(times),
-        ),
+        *("taskset", "-c", "1", sys.executable, "-c", _SCRAPER),
+        *(f"http://127.0.0.1:{port}/metrics", str(times)),
         stdout=subprocess.PIPE,
     )
     output, _ = await scraper.communicate()

@@ -13,6 +13,7 @@ from typing import Any
 
 from .rounds import child, interleaved, note
 from .table import Table
+from .ticker import ticking
 
 __all__ = ["tables"]
 
@@ -147,24 +148,12 @@ async def _list(name: str, number: int) -> tuple[float, float]:
 
 
 async def _timed(name: str, monitor: Any) -> tuple[float, float]:
-    longest, last = 0.0, perf_counter()
-
-    async def tick() -> None:
-        nonlocal longest, last
-        while True:
-            await asyncio.sleep(0)
-            now = perf_counter()
-            longest, last = max(longest, now - last), now
-
-    ticking = asyncio.create_task(tick())
-    await asyncio.sleep(0.05)
-    longest, begun = 0.0, perf_counter()
-    await _LIST[name](monitor)
-    total = perf_counter() - begun
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    ticking.cancel()
-    return total * 1e3, longest * 1e3
+    async with ticking() as ticker:
+        await asyncio.sleep(0.05)
+        ticker.worst, begun = 0.0, perf_counter()
+        await _LIST[name](monitor)
+        total = perf_counter() - begun
+    return total * 1e3, ticker.worst * 1e3
 
 
 async def _ours(limit: int) -> None:
