@@ -72,6 +72,8 @@ class Exchange:
     ``duration``                 seconds to the last byte sent
     ``busy``                     seconds its handler held the event loop
     ``polls``, ``longest_poll``  how often the handler was resumed, longest stretch (s)
+    ``suspended_at``             when it last gave the loop back, ``None`` if it never did
+    ``client_left_at``           when its client was seen to have left before the end
     ``abandoned``                seconds worked after the client had left
     ``request_size``             bytes of the request's body that were received
     ``response_size``            bytes of the response's body that were sent
@@ -87,6 +89,8 @@ class Exchange:
     busy: float = 0.0
     polls: int = 0
     longest_poll: float = 0.0
+    suspended_at: float | None = None
+    client_left_at: float | None = None
     abandoned: float = 0.0
     request_size: int = 0
     response_size: int = 0

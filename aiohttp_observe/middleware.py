@@ -194,8 +194,8 @@ class Recorder:
         for flight in list(self.in_flight.values()):
             if flight.task.done():
                 flight.landed(flight.task)
-            elif flight.gone_at is None and flight.request.transport is None:
-                flight.gone_at = now
+            elif flight.exchange.client_left_at is None and flight.request.transport is None:
+                flight.exchange.client_left_at = now
 
     def end(self, flight: Flight, response: Any, failure: str | None) -> None:
         """Complete the exchange and tell the observers."""
@@ -204,8 +204,8 @@ class Recorder:
             return
         now = perf_counter()
         exchange.duration = now - exchange.started
-        if flight.gone_at is not None:
-            exchange.abandoned = now - flight.gone_at
+        if exchange.client_left_at is not None:
+            exchange.abandoned = now - exchange.client_left_at
         gone = flight.gone and not (self._stopping and failure == "CancelledError")
         if response is None:  # its task was cut short: what was being sent
             response = flight.response
@@ -305,7 +305,7 @@ def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchan
 class Flight:
     """One request on its way: what the recorder keeps of it until it has ended."""
 
-    __slots__ = ("error", "exchange", "gone", "gone_at", "recorder", "request", "response", "task")
+    __slots__ = ("error", "exchange", "gone", "recorder", "request", "response", "task")
 
     def __init__(self, recorder: Recorder, exchange: Exchange, request: web.Request) -> None:
         self.recorder = recorder
@@ -315,7 +315,6 @@ class Flight:
         self.response: web.StreamResponse | None = None
         self.error: str | None = None
         self.gone = False
-        self.gone_at: float | None = None
 
     def left(self, response: web.StreamResponse | None, error: BaseException | None) -> None:
         """The handler has returned or raised; the response may still have to be sent."""

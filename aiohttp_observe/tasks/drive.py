@@ -14,11 +14,15 @@ T = TypeVar("T")
 
 
 class Polled(Protocol):
-    """Where `drive` adds up: seconds on the loop, number of polls, longest poll in seconds."""
+    """Where `drive` adds up: seconds on the loop, number of polls, longest poll in seconds.
+
+    ``suspended_at`` is when the loop was last given back, `time.perf_counter` seconds.
+    """
 
     busy: float
     polls: int
     longest_poll: float
+    suspended_at: float | None
 
 
 @coroutine
@@ -52,6 +56,7 @@ def drive(
                 if poll > polled.longest_poll:
                     polled.longest_poll = poll
                 value = None
+            polled.suspended_at = begun + poll
             try:
                 value = yield awaited
             except GeneratorExit:

@@ -20,6 +20,7 @@ class Polled:
     busy = 0.0
     polls = 0
     longest_poll = 0.0
+    suspended_at: float | None = None
 
 
 async def here() -> None:
