@@ -8,8 +8,9 @@ that runs in its requests) and the `Meter` (the numbers the other pillars report
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 __all__ = [
@@ -72,6 +73,8 @@ class Exchange:
     ``duration``                 seconds to the last byte sent
     ``busy``                     seconds its handler held the event loop
     ``polls``, ``longest_poll``  how often the handler was resumed, longest stretch (s)
+    ``ready``                    seconds it could have gone on while the loop was held up
+    ``waiting``                  seconds it waited, by wait kind; waits under 1 ms aren't told
     ``suspended_at``             when it last gave the loop back, ``None`` if it never did
     ``client_left_at``           when its client was seen to have left before the end
     ``abandoned``                seconds worked after the client had left
@@ -89,6 +92,8 @@ class Exchange:
     busy: float = 0.0
     polls: int = 0
     longest_poll: float = 0.0
+    ready: float = 0.0
+    waiting: Mapping[str, float] = MappingProxyType({})
     suspended_at: float | None = None
     client_left_at: float | None = None
     abandoned: float = 0.0
@@ -230,14 +235,16 @@ class NullMeter:
 class Scope:
     """What one application's pillars offer to code that runs in its requests and tasks.
 
+    ``stalled_since`` tells since when the loop hasn't turned, if it hasn't (see `LoopMonitor`).
     ``tracer`` is an OpenTelemetry tracer, typed loosely because only the tracing room may
     know that library; ``None`` when that pillar is off.
     """
 
-    __slots__ = ("background", "meter", "tracer")
+    __slots__ = ("background", "meter", "stalled_since", "tracer")
 
     def __init__(self) -> None:
         self.meter: Meter = NullMeter()
+        self.stalled_since: Callable[[float], float | None] | None = None
         self.tracer: Any = None
         self.background: set[Any] = set()
 

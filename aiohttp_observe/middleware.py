@@ -27,7 +27,7 @@ from multidict import istr
 
 from .ending import is_complete, result_of, tell_end
 from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, valid
-from .tasks import adopt, drive
+from .tasks import SHORT, adopt, drive, suspended_for
 
 __all__ = ["REQUEST_ID_HEADER", "Recorder"]
 
@@ -121,7 +121,7 @@ class Recorder:
                     self._complain(name, exc)
             if self.adapt is not None:
                 handler = self.adapt(handler)
-            return await drive(handler, request, exchange, flight.left)
+            return await drive(handler, request, exchange, flight)
 
         return observe
 
@@ -204,6 +204,7 @@ class Recorder:
             return
         now = perf_counter()
         exchange.duration = now - exchange.started
+        flight.sent(now)
         if exchange.client_left_at is not None:
             exchange.abandoned = now - exchange.client_left_at
         gone = flight.gone and not (self._stopping and failure == "CancelledError")
@@ -315,6 +316,27 @@ class Flight:
         self.response: web.StreamResponse | None = None
         self.error: str | None = None
         self.gone = False
+
+    def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
+        """The handler goes on: part of the wait may have been for the loop, which had other work."""
+        exchange = self.exchange
+        stalled = self.recorder.scope.stalled_since
+        stalled_since = None if stalled is None else stalled(until)
+        if stalled_since is not None:
+            stalled_since = max(stalled_since, since)
+            exchange.ready += until - stalled_since
+            until = stalled_since
+        self._add_wait(suspended_for(coro, future, callbacks), until - since)
+
+    def sent(self, now: float) -> None:
+        """What is left after the handler has returned is waiting for the client to take the response."""
+        left_at = self.exchange.suspended_at
+        if left_at is not None and now - left_at > SHORT:
+            self._add_wait("response", now - left_at)
+
+    def _add_wait(self, kind: str, seconds: float) -> None:
+        before = self.exchange.waiting
+        self.exchange.waiting = {**before, kind: before.get(kind, 0.0) + seconds}
 
     def left(self, response: web.StreamResponse | None, error: BaseException | None) -> None:
         """The handler has returned or raised; the response may still have to be sent."""

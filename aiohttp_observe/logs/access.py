@@ -51,6 +51,10 @@ def _add_facts(line: dict[str, Any], exchange: Exchange) -> None:
     line["busy_ms"] = _milliseconds(exchange.busy)
     line["polls"] = exchange.polls
     line["longest_poll_ms"] = _milliseconds(exchange.longest_poll)
+    if exchange.ready:
+        line["ready_ms"] = _milliseconds(exchange.ready)
+    if exchange.waiting:
+        line["waiting_ms"] = {kind: _milliseconds(seconds) for kind, seconds in exchange.waiting.items()}
     if exchange.client_address is not None:
         line["client.address"] = exchange.client_address
     if exchange.user_agent is not None:

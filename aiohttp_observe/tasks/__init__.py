@@ -18,10 +18,11 @@ loop is blocked.
 ``render``      JSON
 ``tracker``     `Tasks`: when, where, by whom and for which request a task was created
 ``drive``       drives a request's coroutine by hand, timing it
+``suspension``  what it had waited for, when it goes on
 ==============  ==================================================================
 """
 
-from .drive import drive
+from .drive import SHORT, drive
 from .model import (
     Blocked,
     CoroCount,
@@ -38,6 +39,7 @@ from .model import (
 from .places import stack_of
 from .render import json_pieces, to_dict, to_json
 from .snapshot import count_tasks, find_task, snapshot_without_blocking, take_snapshot
+from .suspension import suspended_for
 from .tracker import (
     Birth,
     Tasks,
@@ -51,6 +53,7 @@ from .tracker import (
 from .waits import register_wait_kind
 
 __all__ = [
+    "SHORT",
     "Birth",
     "Blocked",
     "CoroCount",
@@ -77,6 +80,7 @@ __all__ = [
     "register_wait_kind",
     "snapshot_without_blocking",
     "stack_of",
+    "suspended_for",
     "take_snapshot",
     "to_dict",
     "to_json",

@@ -81,8 +81,11 @@ class Chain:
             if not isinstance(timed, asyncio.Task) or not is_helper(timed):
                 self.leaf = timed or self.leaf
                 break
+            known = len(self.frames)
             self._follow(timed.get_coro(), places)
             self.leaf = getattr(timed, "_fut_waiter", None)
+            if len(self.frames) == known:  # it has just ended
+                break
 
     def module(self, index: int) -> str:
         """The name of the module that a frame's code is in."""

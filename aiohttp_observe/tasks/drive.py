@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from math import inf
 from time import perf_counter
 from types import CoroutineType, coroutine
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Polled", "drive"]
+__all__ = ["SHORT", "Polled", "Told", "drive"]
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+SHORT = 0.001
+"""Seconds of waiting that aren't worth telling what for."""
 
 
 class Polled(Protocol):
@@ -25,21 +29,34 @@ class Polled(Protocol):
     suspended_at: float | None
 
 
+class Told(Protocol):
+    """Who hears of what happens between the polls."""
+
+    def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
+        """``coro`` goes on; what it awaited was ``future``, with these callbacks when the wait began."""
+
+    def left(self, returned: Any, raised: BaseException | None) -> None:
+        """It has ended: what it returned, or raised."""
+
+
 @coroutine
 def drive(
     function: Callable[[A], Awaitable[T]],
     argument: A,
     polled: Polled,
-    left: Callable[[T | None, BaseException | None], None],
+    told: Told,
 ) -> Generator[Any, Any, T]:
     """Await ``function(argument)``; behaves as that does, exceptions and cancellation included.
 
-    ``left`` is told when it ends: what it returned, and what it raised.
+    ``told`` hears of every wait that isn't short, and of the end.
 
     The await chain (`aiohttp_observe.tasks.chain`) knows this generator and continues at
     ``coro``, since a generator that sends by hand has no ``gi_yieldfrom``.
     """
     value: Any = None
+    awaited: Any = None
+    callbacks: Any = None
+    ended = inf
     try:
         coro: Any = function(argument)
         if type(coro) is not CoroutineType:  # a class-based view, say
@@ -47,16 +64,19 @@ def drive(
         resume = coro.send
         while True:
             begun = perf_counter()
+            if begun - ended > SHORT:
+                told.waited(coro, awaited, callbacks, ended, begun)
             try:
                 awaited = resume(value)
             finally:
-                poll = perf_counter() - begun
+                polled.suspended_at = ended = perf_counter()
+                poll = ended - begun
                 polled.busy += poll
                 polled.polls += 1
                 if poll > polled.longest_poll:
                     polled.longest_poll = poll
                 value = None
-            polled.suspended_at = begun + poll
+            callbacks = getattr(awaited, "_callbacks", None)
             try:
                 value = yield awaited
             except GeneratorExit:
@@ -67,10 +87,10 @@ def drive(
             else:
                 resume = coro.send
     except StopIteration as stop:
-        left(stop.value, None)
+        told.left(stop.value, None)
         return stop.value  # type: ignore[no-any-return]
     except BaseException as exc:
-        left(None, exc)
+        told.left(None, exc)
         raise
 
 

@@ -29,14 +29,17 @@ _FUTURE = Awaited("future", "future")
 _EXECUTOR = Awaited("executor", "run_in_executor")
 
 
-def awaited(future: Any) -> Awaited:
-    """What it means to await ``future``, which ``gather``, ``shield`` and executors leave no frame for."""
+def awaited(future: Any, callbacks: Sequence[Any] | None = None) -> Awaited:
+    """What it means to await ``future``, which ``gather``, ``shield`` and executors leave no frame for.
+
+    ``callbacks`` are the future's own unless it is done, and has none any more.
+    """
     if isinstance(future, asyncio.Task):
         return Awaited("task", "task", (future,))
     children = getattr(future, "_children", None)
     if isinstance(children, list):
         return Awaited("gather", "gather", tuple(children))
-    for callback, _ in getattr(future, "_callbacks", None) or ():
+    for callback, _ in callbacks or getattr(future, "_callbacks", None) or ():
         name = getattr(callback, "__qualname__", None)
         if name == "shield.<locals>._outer_done_callback":
             return _shielded(inspect.getclosurevars(callback).nonlocals.get("inner"))

@@ -11,7 +11,7 @@ from .chain import Chain, held_by
 from .edges import awaited
 from .waits import TIMEOUT, Rule, is_timeout, rule_for
 
-__all__ = ["Reading", "Stack", "Stacks", "entered_by", "read_wait"]
+__all__ = ["Reading", "Stack", "Stacks", "entered_by", "kind_at", "read_wait"]
 
 _WRAPPERS = {"sentry_sdk", "ddtrace", "newrelic", "elasticapm", "opentelemetry"}
 """Packages that run a task's coroutine within one of their own."""
@@ -72,6 +72,13 @@ class Stacks:
         if stack is None:
             stack = self._known[chain.key] = Stack(chain, self._depth)
         return stack
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._known.clear()
 
 
 def _is_exit(held: Any) -> bool:
@@ -170,6 +177,12 @@ def _phrase_of(chain: Chain, stack: Stack) -> _Phrase:
         elif not rule.idle or (index == len(chain.frames) - 1 and awaited(chain.leaf).kind == "future"):
             rules.append((index, rule))
     return _phrase(rules, chain)
+
+
+def kind_at(chain: Chain, stack: Stack) -> str | None:
+    """The wait kind as far as the places in the code tell it."""
+    phrase = stack.phrase or _phrase_of(chain, stack)
+    return phrase.kind
 
 
 def read_wait(chain: Chain, stack: Stack) -> Reading:

@@ -407,7 +407,17 @@ def _outcome(exchange: Exchange) -> dict[str, Any]:
         outcome["http.response.status_code"] = exchange.status
     if exchange.error_type is not None:
         outcome["error.type"] = exchange.error_type
+    if exchange.ready or exchange.waiting:
+        _add_time_split(outcome, exchange)
     return outcome
+
+
+def _add_time_split(outcome: dict[str, Any], exchange: Exchange) -> None:
+    """Where the time of a request went, for those that waited for anything."""
+    outcome["async.busy_seconds"] = round(exchange.busy, 6)
+    outcome["async.ready_seconds"] = round(exchange.ready, 6)
+    for kind, seconds in exchange.waiting.items():
+        outcome[f"async.waiting_seconds.{kind}"] = round(seconds, 6)
 
 
 def _is_our_error(exchange: Exchange) -> bool:

@@ -23,6 +23,14 @@ class Polled:
     suspended_at: float | None = None
 
 
+class Silent:
+    def waited(self, coro: object, future: object, callbacks: object, since: float, until: float) -> None:
+        pass
+
+    def left(self, returned: object, raised: BaseException | None) -> None:
+        pass
+
+
 async def here() -> None:
     await asyncio.get_running_loop().create_future()
 
@@ -78,7 +86,7 @@ async def through_drive() -> None:
     async def there(argument: None) -> None:
         await here()
 
-    await drive(there, None, Polled(), lambda result, error: None)
+    await drive(there, None, Polled(), Silent())
 
 
 class Delegating:

@@ -1,0 +1,48 @@
+"""What a coroutine that is driven by hand was suspended for, told when it goes on.
+
+By then what it awaited has been done, but it still stands where it did.  So nothing has to
+be worked out for the many waits that are too short to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .chain import Chain
+from .edges import awaited
+from .stacks import Stacks, kind_at
+from .tracker import is_made_by_wait_for
+
+__all__ = ["suspended_for"]
+
+_MOST_STACKS = 1000
+_stacks = Stacks(depth=1)
+
+
+class _Suspended:
+    """As much of a task as a `Chain` reads."""
+
+    __slots__ = ("_coro", "_fut_waiter")
+
+    def __init__(self, coro: Any, future: Any) -> None:
+        self._coro = coro
+        self._fut_waiter = future
+
+    def get_coro(self) -> Any:
+        return self._coro
+
+
+def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> str:
+    """The wait kind of ``coro``, which awaited ``future``; ``future`` if nothing better is known.
+
+    ``callbacks`` are those the future had when the wait began: an executor's is known by
+    them, and loses them when it is done.  Never raises.
+    """
+    try:
+        chain = Chain(_Suspended(coro, future), is_made_by_wait_for)  # type: ignore[arg-type]
+        if len(_stacks) > _MOST_STACKS:
+            _stacks.forget()
+        return kind_at(chain, _stacks.of(chain)) or awaited(future, callbacks).kind
+    except Exception:  # an awaitable that is like no other
+        return "future"
