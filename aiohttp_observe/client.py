@@ -30,7 +30,7 @@ from opentelemetry.util.http import (
     sanitize_method,
 )
 
-from .exchange import Meter, NullMeter, Scope, SpanIds, current_exchange, current_scope
+from .exchange import Meter, NullMeter, Scope, SpanIds, Step, current_exchange, current_scope
 from .options import check_flag
 
 __all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
@@ -209,6 +209,7 @@ class _Call:
         self._dns_seconds = 0.0
         self._status: int | None = None
         self._error: str | None = None
+        self._step: Step | None = None
 
     # aiohttp's events, named as it names them
 
@@ -221,8 +222,10 @@ class _Call:
         self._host, self._port = params.url.host or "", params.url.port
         self._phase_host = self._host
         exchange = current_exchange()
-        if exchange is not None and self._observer.options.send_request_id:
-            params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
+        if exchange is not None:
+            self._step = exchange.begin_step("client", f"{self._method} {self._host}", self._started)
+            if self._observer.options.send_request_id:
+                params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
         self._official = official = self._observer.official(session, self._scope)
         if official is None:
             return
@@ -313,6 +316,8 @@ class _Call:
             ids = self._span.get_span_context()
             span = ids if ids.trace_flags.sampled else None
             self._span.really_end()
+        if self._step is not None:
+            self._step.end(seconds, self._error)
         self.meter.client_request(
             self._method, self._host, self._port, self._status, self._error, seconds, span
         )

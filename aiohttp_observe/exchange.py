@@ -8,7 +8,7 @@ that runs in its requests) and the `Meter` (the numbers the other pillars report
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -26,6 +26,7 @@ __all__ = [
     "Observer",
     "Scope",
     "SpanIds",
+    "Step",
     "current_exchange",
     "current_scope",
     "request_id",
@@ -42,6 +43,8 @@ UNMATCHED = "_unmatched"
 MALFORMED = "_malformed"
 """The route of a request that the parser refused."""
 
+_MOST_STEPS = 50
+
 
 class SpanIds(Protocol):
     """Where a span stands in its trace: the part of OpenTelemetry's ``SpanContext`` used here."""
@@ -51,6 +54,26 @@ class SpanIds(Protocol):
 
     @property
     def span_id(self) -> int: ...
+
+
+class Step:
+    """Something done for a request: an outbound call or an `operation`.
+
+    ``seconds`` is ``None`` while it goes on; ``error`` names what went wrong.
+    """
+
+    __slots__ = ("error", "kind", "name", "seconds", "started")
+
+    def __init__(self, kind: str, name: str, started: float) -> None:
+        self.kind = kind
+        self.name = name
+        self.started = started
+        self.seconds: float | None = None
+        self.error: str | None = None
+
+    def end(self, seconds: float, error: str | None) -> None:
+        """It has taken ``seconds``."""
+        self.seconds, self.error = seconds, error
 
 
 class Exchange:
@@ -80,6 +103,7 @@ class Exchange:
     ``abandoned``                seconds worked after the client had left
     ``request_size``             bytes of the request's body that were received
     ``response_size``            bytes of the response's body that were sent
+    ``steps``                    what was done for it, the first 50; ``steps_left_out`` counts the rest
     ``span``                     the server span's ids, ``None`` without tracing
     ``sampled``                  whether the server span is recorded for export
     ============================ ==========================================================
@@ -99,6 +123,8 @@ class Exchange:
     abandoned: float = 0.0
     request_size: int = 0
     response_size: int = 0
+    steps: Sequence[Step] = ()
+    steps_left_out: int = 0
     span: SpanIds | None = None
     sampled: bool = False
 
@@ -121,6 +147,15 @@ class Exchange:
         self.client_address = client_address
         self.user_agent = user_agent
         self.started = started
+
+    def begin_step(self, kind: str, name: str, started: float) -> Step:
+        """Note that something begins, at ``started`` of `time.perf_counter`; tell the result of its end."""
+        step = Step(kind, name, started)
+        if len(self.steps) < _MOST_STEPS:
+            self.steps = [*self.steps, step]
+        else:
+            self.steps_left_out += 1
+        return step
 
     @property
     def trace_id(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,28 +16,24 @@ from aiohttp.web_app import (
     Application,  # web.Application is what an active OpenTelemetry instrumentor replaces
 )
 
-from .admin import Admin
+from .admin import Admin, AdminPages, Gate
 from .background import drain
 from .client import CLIENT_SESSION, Client, client_session
+from .documents import Documents
 from .exchange import SCOPE, Scope
 from .failures import Failures
+from .flightrecorder import FlightRecorder
 from .logs import Logs, ServerLogs
 from .loopwatch import LoopMonitor, LoopWatch
 from .metrics import Metrics, ServerMetrics
 from .middleware import Recorder, user_observers
 from .options import check_instance
-from .tasks import (
-    LoopState,
-    Snapshot,
-    Tasks,
-    count_tasks,
-    json_pieces,
-    snapshot_without_blocking,
-    take_snapshot,
-)
+from .tasks import Snapshot, Tasks, count_tasks, take_snapshot
 from .tracing import ServerTracer, Tracing, instrumentors_place, is_instrumented, without_instrumentor
 
 __all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
+
+logger = logging.getLogger("aiohttp_observe")
 
 _LOOK_INTERVAL = 0.25
 """Seconds between looks for clients that have left, and the like."""
@@ -130,8 +127,10 @@ class Observability:
         self.tracer: ServerTracer | None = None
         self.logs: ServerLogs | None = None
         self.monitor: LoopMonitor | None = None
+        self.admin: AdminPages | None = None
+        self.flights = FlightRecorder(lambda: list(self.recorder.in_flight))
+        self.documents = Documents(self.recorder, self.flights)
         self._pillars = pillars
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._install_pillars(app)
         self._add_observers(observers)
         self._wire(app)
@@ -141,18 +140,8 @@ class Observability:
 
         Works from any thread.  Raises ``RuntimeError`` while the application isn't running.
         """
-        if self._loop is None:
-            raise RuntimeError("the application isn't running: take a snapshot after its start-up")
-        return take_snapshot(self._loop, loop_state=self._loop_state(), **filters)
-
-    async def snapshot_json(self, **filters: Any) -> str:
-        """The same as the document of ``/_tasks``, made on the loop in slices between its other work."""
-        picture = await snapshot_without_blocking(loop_state=self._loop_state(), **filters)
-        pieces = []
-        for piece in json_pieces(picture):
-            pieces.append(piece)
-            await asyncio.sleep(0)
-        return "".join(pieces)
+        documents = self.documents
+        return take_snapshot(documents.loop, loop_state=documents.loop_state(), **filters)
 
     def _install_pillars(self, app: web.Application) -> None:
         """What may refuse its options comes before what adds routes: a set-up that fails leaves none."""
@@ -166,7 +155,11 @@ class Observability:
             self.logs = pillars.logs.install(app, scope.meter, self.recorder.answered)
         if pillars.client is not None:
             pillars.client.install(app, scope)
-        gate = None if pillars.admin is None else pillars.admin.install(app, self)
+        if pillars.admin is not None:
+            self.admin = pillars.admin.install(app, self.documents)
+        self._add_metrics(app, None if self.admin is None else self.admin.gate)
+
+    def _add_metrics(self, app: web.Application, gate: Gate | None) -> None:
         if self.metrics is not None:
             self.metrics.serve(app, gate)
 
@@ -177,6 +170,8 @@ class Observability:
             add("tracing", self.tracer)
         if self.metrics is not None:
             add("metrics", self.metrics)
+        if self._pillars.admin is not None:
+            add("flightrecorder", self.flights)
         for name, observer in user_observers(observers):
             add(name, observer)
         if self.logs is not None and self.logs.lines is not None:
@@ -199,7 +194,7 @@ class Observability:
         """Start-up and clean-up of everything, in opposite orders."""
         _refuse_nested(app)
         async with AsyncExitStack() as stack:
-            self._loop = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
             SCOPE.set(self.scope)
             if self.logs is not None:
                 self.logs.open()
@@ -208,14 +203,29 @@ class Observability:
                 self._open_tracer(app, self.tracer)
                 stack.push_async_callback(self.tracer.close)
             self._settle_in_time(stack)
-            self._watch_loop(stack, self._loop)
-            stack.callback(self._look_around(self._loop))
+            self._watch_loop(stack, loop)
+            self.documents.open(loop, self.monitor)
+            stack.callback(self.documents.close)
+            stack.callback(self._look_around(loop))
+            await self._serve_apart(stack)
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
             yield
             await self._drain(app)  # what the service's own clean-up has spawned
-        self._loop = None
         SCOPE.set(None)
+
+    async def _serve_apart(self, stack: AsyncExitStack) -> None:
+        """The console on a loop of its own; a service whose port for it is taken runs without."""
+        if self.admin is None:
+            return
+        for server in self.admin.own_servers(self._add_metrics):
+            try:
+                where = await server.start()
+            except OSError as exc:
+                logger.error("the task console isn't served apart: %s", exc)
+            else:
+                stack.push_async_callback(server.stop)
+                logger.info("task console at %s", where)
 
     def _settle_in_time(self, stack: AsyncExitStack) -> None:
         """What was left for later is done before a scrape, at clean-up, and at an exit without one."""
@@ -259,15 +269,13 @@ class Observability:
         def look() -> None:
             nonlocal timer
             self.recorder.look_around()
+            self.documents.note()
             if self.metrics is not None:
                 self.metrics.tick()
             timer = loop.call_later(_LOOK_INTERVAL, look)
 
         timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()
-
-    def _loop_state(self) -> LoopState | None:
-        return None if self.monitor is None else self.monitor.state()
 
 
 OBSERVABILITY: web.AppKey[Observability] = web.AppKey("OBSERVABILITY", Observability)

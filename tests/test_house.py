@@ -14,19 +14,21 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"exchange", "options"},
-    {"ending", "tasks"},
+    {"exchange", "options", "profile"},
+    {"ending", "flightrecorder", "history", "tasks"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
+    {"documents"},
     {"plugin"},
     {"__init__"},
 )
 """From the ground up.  A room imports only from floors below its own, and from itself."""
 
 LIBRARIES = {
-    "aiohttp": set().union(*FLOORS) - {"exchange", "options", "tasks"},
+    "aiohttp": set().union(*FLOORS) - {"exchange", "options", "profile", "tasks"},
     "prometheus_async": {"metrics"},
     "prometheus_client": {"metrics"},
     "multidict": {"middleware", "tracing"},
+    "aiohttp_sse": {"admin"},
     "orjson": {"logs"},
     "opentelemetry": {"tracing"},
     "opentelemetry.instrumentation._semconv": {"client"},

@@ -85,6 +85,7 @@ def test_no_extra_is_needed_for_the_core(metadata: Message) -> None:
         "opentelemetry-sdk",
         "prometheus-async",
         "prometheus_client",
+        "aiohttp-sse",
         "orjson",
     }
 

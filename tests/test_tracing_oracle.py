@@ -150,8 +150,10 @@ def differences(ours: ReadableSpan, theirs: ReadableSpan) -> dict[str, tuple[Any
 
 def _told(span: ReadableSpan) -> dict[str, Any]:
     """The attributes of a span, and all else that it says of its request."""
+    facts = span.attributes or {}
     return {
-        **(span.attributes or {}),
+        # Where the time went is ours alone, and only with waits that are long enough to tell.
+        **{name: value for name, value in facts.items() if not name.startswith("async.")},
         "(name)": span.name,
         "(kind)": span.kind,
         "(parent)": span.parent,

@@ -1,44 +1,117 @@
 """The admin pages: who may look, and what they see.
 
-``access``  the rule, and logging in
-``routes``  ``/_tasks`` and below
-``static``  the page
+==============  ==================================================================
+``access``      the rule, and logging in
+``console``     where the documents come from
+``routes``      ``/_tasks`` and below
+``query``       their parameters
+``stream``      the live page's feed
+``cancelling``  cancelling tasks
+``server``      a thread and loop of its own, which answer while the application's is blocked
+``static``      the page
+==============  ==================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from ..options import check_instance, check_path, environment
+from ..options import check_flag, check_instance, check_path, environment
 from .access import Gate
-from .routes import Routes, Snapshots
+from .console import Console
+from .routes import Routes
+from .server import OwnServer
 
-__all__ = ["Admin", "Gate", "Snapshots"]
+__all__ = ["Admin", "Console", "Gate", "OwnServer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admin:
     """Where the task console is, and who may look.
 
-    ``path``   default ``/_tasks``
-    ``token``  what to present as ``Authorization: Bearer`` or at the login page; default
-               ``AIOHTTP_OBSERVE_ADMIN_TOKEN``.  Without one only direct peers on the loopback
-               interface may look: see `Gate`.
+    ``path``          default ``/_tasks``
+    ``token``         what to present as ``Authorization: Bearer`` or at the login page; default
+                      ``AIOHTTP_OBSERVE_ADMIN_TOKEN``.  Without one only direct peers on the
+                      loopback interface may look: see `Gate`.
+    ``port``          serve it, and the metrics, on this port too, from a thread of its own that
+                      answers while the application's loop is blocked; default
+                      ``AIOHTTP_OBSERVE_ADMIN_PORT``, else none.  0 takes a free one, which is logged.
+    ``host``          the address that goes with the port, default ``127.0.0.1``
+    ``unix_socket``   the same at this path; only the service's own user can connect.  ``{pid}``
+                      in it is the process id, so that workers don't collide.
+    ``allow_cancel``  whether tasks can be cancelled from the console, default ``False``; it takes
+                      a token as well
     """
 
     path: str = "/_tasks"
     token: str | None = field(default=None, repr=False)
+    port: int | None = None
+    host: str = "127.0.0.1"
+    unix_socket: str | None = None
+    allow_cancel: bool = False
 
     def __post_init__(self) -> None:
         check_path("Admin(path=...)", self.path)
         check_instance("Admin(token=...)", self.token, (str, type(None)))
         if self.token is not None and not self.token.strip():
             raise ValueError("Admin(token=...) takes a secret, got an empty one: leave it out or set one")
+        _check_port("Admin(port=...)", self.port)
+        check_instance("Admin(host=...)", self.host, str)
+        check_instance("Admin(unix_socket=...)", self.unix_socket, (str, type(None)))
+        check_flag("Admin(allow_cancel=...)", self.allow_cancel)
 
-    def install(self, app: web.Application, snapshots: Snapshots) -> Gate:
-        """Add the routes to ``app``; returns the rule, for others who serve something as private."""
-        gate = Gate(self.token or environment("ADMIN_TOKEN"))
-        Routes(self.path, gate, snapshots).add_to(app)
-        return gate
+    def install(self, app: web.Application, console: Console) -> AdminPages:
+        """Add the routes to ``app``."""
+        pages = AdminPages(self, console)
+        pages.add_to(app)
+        return pages
+
+
+class AdminPages:
+    """The console of one application.  ``gate`` is the rule, for others who serve something as private."""
+
+    def __init__(self, options: Admin, console: Console) -> None:
+        self.gate = Gate(options.token or environment("ADMIN_TOKEN"))
+        self._options = options
+        self._console = console
+        self._port = _port_from_environment() if options.port is None else options.port
+
+    def add_to(self, app: web.Application) -> None:
+        self._add(app, self.gate)
+
+    def own_servers(self, add_more: Callable[[web.Application, Gate], None]) -> list[OwnServer]:
+        """The servers that the options ask for; ``add_more`` adds what they serve besides."""
+        options, servers = self._options, []
+        if self._port is not None:
+            servers.append(OwnServer(lambda: self._app(self.gate, add_more), (options.host, self._port)))
+        if options.unix_socket is not None:
+            gate = self.gate.for_private_socket()
+            servers.append(OwnServer(lambda: self._app(gate, add_more), options.unix_socket))
+        return servers
+
+    def _app(self, gate: Gate, add_more: Callable[[web.Application, Gate], None]) -> web.Application:
+        app = web.Application()
+        self._add(app, gate)
+        add_more(app, gate)
+        return app
+
+    def _add(self, app: web.Application, gate: Gate) -> None:
+        Routes(self._options.path, gate, self._console, allow_cancel=self._options.allow_cancel).add_to(app)
+
+
+def _check_port(option: str, port: object) -> None:
+    check_instance(option, port, (int, type(None)))
+    if isinstance(port, bool) or (isinstance(port, int) and not 0 <= port < 65536):
+        raise ValueError(f"{option} takes a port number from 0 to 65535, got {port!r}")
+
+
+def _port_from_environment() -> int | None:
+    text = environment("ADMIN_PORT")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise ValueError(f"AIOHTTP_OBSERVE_ADMIN_PORT takes a port number, got {text!r}")
+    return int(text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import socket
 import time
+from copy import copy
 from ipaddress import ip_address
 
 from aiohttp import HttpVersion11, web
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "is_same_site"]
 
 _SESSION_SECONDS = 12 * 3600
 _FORWARDING = {"cdn-loop", "client-ip", "forwarded", "true-client-ip", "via", "x-real-ip"}
@@ -33,9 +35,16 @@ class Gate:
     """
 
     def __init__(self, token: str | None) -> None:
+        self._trusts_unix_peers = False
         self._token = None if token is None else token.strip().encode()
         # From the token, slowly: the workers of a service must take each other's cookies.
         self._key = b"" if token is None else _stretched(token.strip().encode())
+
+    def for_private_socket(self) -> Gate:
+        """The same for a Unix socket that nobody but the service's own user can connect to."""
+        gate = copy(self)
+        gate._trusts_unix_peers = True
+        return gate
 
     @property
     def has_login(self) -> bool:
@@ -45,13 +54,23 @@ class Gate:
     def check(self, request: web.Request) -> web.Response | None:
         """The refusal, or ``None`` for those who may look.  A refusal tells nothing of the service."""
         if self._token is None:
-            return None if _is_local(request) else _refusal_without_token()
+            return None if self._is_local(request) else _refusal_without_token()
         if self._has_token(request) or self._has_session(request):
             return None
         return web.Response(
             status=401,
             text="401: present the admin token as 'Authorization: Bearer <token>'\n",
             headers={"WWW-Authenticate": 'Bearer realm="aiohttp_observe"'},
+        )
+
+    def _is_local(self, request: web.Request) -> bool:
+        hosts = request.headers.getall("Host", [])
+        return (
+            (_is_loopback_peer(request) or (self._trusts_unix_peers and _is_unix_peer(request)))
+            and request.version >= HttpVersion11  # what nginx speaks to a service unless told otherwise
+            and len(hosts) == 1
+            and _loopback_host(hosts[0]) is not None
+            and not any(_forwards(name.lower()) for name in request.headers)
         )
 
     def accepts(self, token: str) -> bool:
@@ -105,19 +124,21 @@ def _refusal_without_token() -> web.Response:
     )
 
 
-def _is_local(request: web.Request) -> bool:
-    hosts = request.headers.getall("Host", [])
-    return (
-        _is_loopback_peer(request)
-        and request.version >= HttpVersion11  # what nginx speaks to a service unless told otherwise
-        and len(hosts) == 1
-        and _loopback_host(hosts[0]) is not None
-        and not any(_forwards(name.lower()) for name in request.headers)
-    )
-
-
 def _forwards(header: str) -> bool:
     return header in _FORWARDING or header.startswith(_FORWARDING_PREFIXES) or header.endswith("client-ip")
+
+
+def is_same_site(request: web.Request) -> bool:
+    """Browsers say where a form was sent from; what says nothing is no browser and has no cookie to steal."""
+    fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
+    origin = request.headers.get("Origin")
+    host = request.headers.get("Host", "")
+    return fetched in ("same-origin", "none") and (origin is None or origin.partition("://")[2] == host)
+
+
+def _is_unix_peer(request: web.Request) -> bool:
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    return sock is not None and sock.family == getattr(socket, "AF_UNIX", None)
 
 
 def _is_loopback_peer(request: web.Request) -> bool:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
-from math import isfinite
-from typing import Any, Protocol
 
 from aiohttp import web
 
-from .access import Gate
+from .access import Gate, is_same_site
+from .cancelling import Cancelling
+from .console import Console
+from .query import MOST_FRAMES, chosen, seconds_of
+from .stream import Streams
 
-__all__ = ["Routes", "Snapshots"]
+__all__ = ["Routes"]
 
-_HEADERS = {
+HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -27,49 +29,66 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
-_MOST_TASKS = 100_000
-_MOST_FRAMES = 100
+_TYPES = {".css": "text/css", ".js": "text/javascript"}
 
-
-class Snapshots(Protocol):
-    """Where pictures of the tasks come from."""
-
-    async def snapshot_json(self, **filters: Any) -> str:
-        """The document of ``/_tasks``; raises ``ValueError`` or ``TypeError`` for a filter that can't be."""
-        ...
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Routes:
     """What is served under the admin path; all of it behind the gate."""
 
-    def __init__(self, path: str, gate: Gate, snapshots: Snapshots) -> None:
+    def __init__(self, path: str, gate: Gate, console: Console, *, allow_cancel: bool) -> None:
         self._path = path
         self._gate = gate
-        self._snapshots = snapshots
+        self._console = console
+        self._streams = Streams(console, HEADERS, may_cancel=allow_cancel and gate.has_login)
+        self._cancelling = Cancelling(console, allowed=allow_cancel and gate.has_login)
 
     def add_to(self, app: web.Application) -> None:
-        add = app.router.add_get
-        add(self._path, self._guarded(self.tasks))
-        add(self._path + r"/{id:\d{1,18}}", self._guarded(self.task))
-        add(self._path + "/static/{name}", self._guarded(self.static))
+        """Add the routes; what whoever may not look must not learn is there comes last."""
+        for path, handler in (
+            ("", self.tasks),
+            (r"/{id:\d{1,18}}", self.task),
+            ("/requests", self.requests),
+            ("/requests/{request_id}", self.request),
+        ):
+            app.router.add_get(self._path + path, self._guarded(self._page_or(handler)))
+        app.router.add_get(self._path + "/stream", self._guarded(self._streams.serve))
+        app.router.add_get(self._path + "/profile", self._guarded(self.profile))
+        app.router.add_get(self._path + "/static/{name}", self._guarded(self.static))
+        app.router.add_post(self._path + r"/{id:\d{1,18}}/cancel", self._guarded(self._cancelling.one))
+        app.router.add_post(self._path + "/cancel", self._guarded(self._cancelling.many))
         if self._gate.has_login:
             app.router.add_post(self._path + "/login", self.login)
         app.router.add_route("*", self._path, self._guarded(self.not_allowed))
-        # Last: whoever may not look must not learn what there is.
         app.router.add_route("*", self._path + "/{rest:.*}", self._guarded(self.nothing))
+        app.on_shutdown.append(self._streams.close)
 
-    def _guarded(self, handler: Callable[[web.Request], Any]) -> Callable[[web.Request], Any]:
+    def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
             refusal = self._gate.check(request)
             if refusal is not None:
                 response: web.StreamResponse = self._with_login(request, refusal)
             else:
                 response = await handler(request)
-            response.headers.update(_HEADERS)
+            if not response.prepared:
+                response.headers.update(HEADERS)
             return response
 
         return guarded
+
+    def _page_or(self, handler: Handler) -> Handler:
+        """The page for a browser, which asks it for the document; a filter that can't be is a 400."""
+
+        async def page_or_document(request: web.Request) -> web.StreamResponse:
+            if _wants_html(request):
+                return self._page("page.html", request)
+            try:
+                return await handler(request)
+            except (TypeError, ValueError) as exc:
+                return _problem(str(exc), 400)
+
+        return page_or_document
 
     def _with_login(self, request: web.Request, refusal: web.Response) -> web.Response:
         if self._gate.has_login and _wants_html(request):
@@ -77,45 +96,52 @@ class Routes:
         return refusal
 
     async def tasks(self, request: web.Request) -> web.Response:
-        if _wants_html(request):
-            return self._page("page.html", request)
-        try:
-            filters = _filters(request.query)
-            text = await self._snapshots.snapshot_json(**filters)
-        except (TypeError, ValueError) as exc:
-            return web.json_response({"error": str(exc)}, status=400)
-        return web.Response(text=text, content_type="application/json")
+        return _document(await self._console.tasks(**chosen(request.query)))
 
     async def task(self, request: web.Request) -> web.Response:
-        if _wants_html(request):
-            return self._page("page.html", request)
-        text = await self._snapshots.snapshot_json(id=int(request.match_info["id"]), frames=_MOST_FRAMES)
-        found = json.loads(text)["tasks"]
+        number = int(request.match_info["id"])
+        found = json.loads(await self._console.tasks(id=number, frames=MOST_FRAMES))["tasks"]
         if not found:
-            return web.json_response({"error": "no such task: it has ended"}, status=404)
+            return _problem("no such task: it has ended", 404)
         return web.json_response(found[0])
+
+    async def requests(self, request: web.Request) -> web.Response:
+        return web.json_response(self._console.requests())
+
+    async def request(self, request: web.Request) -> web.Response:
+        found = self._console.request(request.match_info["request_id"])
+        if found is None:
+            return _problem("no such request: it is too long ago, or was never here", 404)
+        return web.json_response(found)
+
+    async def profile(self, request: web.Request) -> web.Response:
+        try:
+            return web.Response(text=await self._console.profile(seconds_of(request.query)))
+        except ValueError as exc:
+            return _problem(str(exc), 400)
 
     async def static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        if name not in _STATIC:
-            raise web.HTTPNotFound
-        return web.Response(text=_read(name), content_type=_STATIC[name], charset="utf-8")
+        if name not in _static():
+            return _problem("there is nothing here", 404)
+        content_type = _TYPES[name[name.rindex(".") :]]
+        return web.Response(text=_read(name), content_type=content_type, charset="utf-8")
 
     async def nothing(self, request: web.Request) -> web.Response:
-        return web.json_response({"error": "there is nothing here"}, status=404)
+        return _problem("there is nothing here", 404)
 
     async def not_allowed(self, request: web.Request) -> web.Response:
         return web.json_response({"error": "GET it"}, status=405, headers={"Allow": "GET, HEAD"})
 
     async def login(self, request: web.Request) -> web.Response:
         """Take the token from the login form, on a page of ours only."""
-        if not _is_same_site(request):
-            return web.Response(status=403, text="403: log in from the page itself\n", headers=_HEADERS)
+        if not is_same_site(request):
+            return web.Response(status=403, text="403: log in from the page itself\n", headers=HEADERS)
         token = await _posted_token(request)
         if token is None or not self._gate.accepts(token):
-            return self._page("login.html", request, status=401, headers=_HEADERS)
+            return self._page("login.html", request, status=401, headers=HEADERS)
         base = self._base(request)
-        response = web.Response(status=303, headers={**_HEADERS, "Location": base})
+        response = web.Response(status=303, headers={**HEADERS, "Location": base})
         self._gate.start_session(request, response, base)
         return response
 
@@ -132,9 +158,17 @@ class Routes:
         return path[: path.index(self._path) + len(self._path)]
 
 
+def _document(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")
+
+
+def _problem(text: str, status: int) -> web.Response:
+    return web.json_response({"error": text}, status=status)
+
+
 def _wants_html(request: web.Request) -> bool:
     format_ = request.query.get("format")
-    if format_ in ("html", "json"):
+    if format_ in ("html", "json", "text"):
         return format_ == "html"
     return "text/html" in request.headers.get("Accept", "")
 
@@ -150,42 +184,11 @@ async def _posted_token(request: web.Request) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _is_same_site(request: web.Request) -> bool:
-    """Browsers say where a form was sent from; what says nothing is no browser and has no cookie to steal."""
-    fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
-    origin = request.headers.get("Origin")
-    host = request.headers.get("Host", "")
-    return fetched in ("same-origin", "none") and (origin is None or origin.partition("://")[2] == host)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError
-    return number
-
-
-def _filters(query: Mapping[str, str]) -> dict[str, Any]:
-    """The query's filters; raises ``ValueError`` naming the one that can't be."""
-    filters: dict[str, Any] = {}
-    for name, convert, takes in (
-        ("state", str, "a state"),
-        ("wait", str, "a wait kind"),
-        ("coro", str, "part of a name"),
-        ("request_id", str, "a request id"),
-        ("min_age", _finite, "a number of seconds"),
-        ("limit", int, "a whole number"),
-        ("frames", int, "a whole number"),
-        ("sort", str, "an order"),
-    ):
-        if name in query:
-            try:
-                filters[name] = convert(query[name])
-            except ValueError:
-                raise ValueError(f"{name} takes {takes}") from None
-    if filters.get("frames", 0) > _MOST_FRAMES or filters.get("limit", 0) > _MOST_TASKS:
-        raise ValueError(f"at most {_MOST_FRAMES} frames of {_MOST_TASKS} tasks")
-    return filters
+@cache
+def _static() -> frozenset[str]:
+    """The files of the page; the HTML ones are served as pages only."""
+    names = (entry.name for entry in (files(__package__) / "static").iterdir())
+    return frozenset(name for name in names if name.endswith(tuple(_TYPES)))
 
 
 @cache

@@ -5,7 +5,7 @@ loop is blocked.
 
 ==============  ==================================================================
 ``model``       the picture: `Snapshot` and what it is made of
-``snapshot``    `take_snapshot`, `snapshot_without_blocking`, `count_tasks`, `find_task`
+``snapshot``    `take_snapshot`, `snapshot_without_blocking`, `count_tasks`, `find_tasks`
 ``selection``   the filters
 ``seen``        one task, examined
 ``chain``       the await chain: coroutines down to the innermost
@@ -18,7 +18,7 @@ loop is blocked.
 ``render``      JSON
 ``tracker``     `Tasks`: when, where, by whom and for which request a task was created
 ``drive``       drives a request's coroutine by hand, timing it
-``suspension``  what it had waited for, when it goes on
+``suspension``  what single tasks are, or were, suspended for
 ==============  ==================================================================
 """
 
@@ -38,8 +38,8 @@ from .model import (
 )
 from .places import stack_of
 from .render import json_pieces, to_dict, to_json
-from .snapshot import count_tasks, find_task, snapshot_without_blocking, take_snapshot
-from .suspension import suspended_for
+from .snapshot import count_tasks, find_task, find_tasks, snapshot_without_blocking, take_snapshot
+from .suspension import suspended_for, waits_for
 from .tracker import (
     Birth,
     Tasks,
@@ -74,6 +74,7 @@ __all__ = [
     "drive",
     "exchange_of",
     "find_task",
+    "find_tasks",
     "json_pieces",
     "name_operation",
     "number_of",
@@ -84,4 +85,5 @@ __all__ = [
     "take_snapshot",
     "to_dict",
     "to_json",
+    "waits_for",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -38,9 +38,10 @@ def to_json(snapshot: Snapshot) -> str:
     return "".join(json_pieces(snapshot))
 
 
-def json_pieces(snapshot: Snapshot) -> Iterator[str]:
-    """The document as text in pieces, after each of which a loop can have a turn."""
-    before, after = _encode(to_dict(replace(snapshot, tasks=()))).split('"tasks":[]', 1)
+def json_pieces(snapshot: Snapshot, more: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """The document as text in pieces, after each of which a loop can have a turn; with ``more`` keys."""
+    whole = {**to_dict(replace(snapshot, tasks=())), **(more or {})}
+    before, after = _encode(whole).split('"tasks":[]', 1)
     yield f'{before}"tasks":['
     shared = _Shared()
     for start in range(0, len(snapshot.tasks), _SLICE):

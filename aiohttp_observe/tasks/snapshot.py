@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
@@ -18,7 +18,7 @@ from .selection import Selection
 from .tracker import number_of
 from .verdict import verdict
 
-__all__ = ["count_tasks", "find_task", "snapshot_without_blocking", "take_snapshot"]
+__all__ = ["count_tasks", "find_task", "find_tasks", "snapshot_without_blocking", "take_snapshot"]
 
 _SLICE = 100
 """Tasks looked at, or put into words, before the loop has a turn."""
@@ -89,6 +89,12 @@ def find_task(number: int, loop: asyncio.AbstractEventLoop | None = None) -> asy
     """The live task of ``loop`` that snapshots show with the id ``number``."""
     tasks = _live_tasks(loop or asyncio.get_running_loop())
     return next((task for task in tasks if number_of(task) == number), None)
+
+
+def find_tasks(numbers: Iterable[int], loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    """The live tasks of ``loop`` among those that snapshots show with the ids ``numbers``."""
+    wanted = set(numbers)
+    return [task for task in _live_tasks(loop) if number_of(task) in wanted]
 
 
 class _Picture:

@@ -1,4 +1,4 @@
-"""What a coroutine that is driven by hand was suspended for, told when it goes on.
+"""What single tasks are suspended for, and a coroutine that is driven by hand was, when it goes on.
 
 By then what it awaited has been done, but it still stands where it did.  So nothing has to
 be worked out for the many waits that are too short to tell.
@@ -6,15 +6,16 @@ be worked out for the many waits that are too short to tell.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from .chain import Chain
 from .edges import awaited
-from .stacks import Stacks, kind_at
+from .stacks import Stack, Stacks, kind_at, read_wait
 from .tracker import is_made_by_wait_for
 
-__all__ = ["suspended_for"]
+__all__ = ["suspended_for", "waits_for"]
 
 _MOST_STACKS = 1000
 _stacks = Stacks(depth=1)
@@ -41,8 +42,21 @@ def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> st
     """
     try:
         chain = Chain(_Suspended(coro, future), is_made_by_wait_for)  # type: ignore[arg-type]
-        if len(_stacks) > _MOST_STACKS:
-            _stacks.forget()
-        return kind_at(chain, _stacks.of(chain)) or awaited(future, callbacks).kind
+        return kind_at(chain, _stack_of(chain)) or awaited(future, callbacks).kind
     except Exception:  # an awaitable that is like no other
         return "future"
+
+
+def waits_for(task: asyncio.Task[Any]) -> str | None:
+    """The wait's detail, as a snapshot has it; ``None`` if ``task`` doesn't wait.  Never raises."""
+    try:
+        chain = Chain(task, is_made_by_wait_for)
+        return read_wait(chain, _stack_of(chain)).detail if chain.waits else None
+    except Exception:  # an awaitable that is like no other
+        return None
+
+
+def _stack_of(chain: Chain) -> Stack:
+    if len(_stacks) > _MOST_STACKS:
+        _stacks.forget()
+    return _stacks.of(chain)

@@ -14,7 +14,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from ..exchange import current_scope
+from ..exchange import current_exchange, current_scope
 from ..options import check_instance
 from ..tasks import name_operation
 from .span import fail
@@ -57,6 +57,8 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         if self._task is not None:
             self._outer = name_operation(self._task, self._name)
         self._started = perf_counter()
+        exchange = current_exchange()
+        self._step = None if exchange is None else exchange.begin_step("operation", self._name, self._started)
         return self._span
 
     def __exit__(
@@ -69,6 +71,8 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         if trace.get_current_span() is self._span:
             context_api.attach(self._around)
         outcome = _end_operation(self._span, exc)
+        if self._step is not None:
+            self._step.end(seconds, None if exc is None else type(exc).__qualname__)
         if self._scope is not None:
             self._scope.meter.operation(self._name, outcome, seconds)
 

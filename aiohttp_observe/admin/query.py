@@ -1,0 +1,61 @@
+"""The query parameters of the console; each raises ``ValueError`` naming the one that can't be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+__all__ = ["FILTERS", "MOST_FRAMES", "chosen", "seconds_of"]
+
+MOST_FRAMES = 100
+_MOST_TASKS = 100_000
+_MOST_SECONDS = 60.0
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError
+    return number
+
+
+_TAKES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "state": (str, "a state"),
+    "wait": (str, "a wait kind"),
+    "coro": (str, "part of a name"),
+    "request_id": (str, "a request id"),
+    "min_age": (_finite, "a number of seconds"),
+    "limit": (int, "a whole number"),
+    "frames": (int, "a whole number"),
+    "sort": (str, "an order"),
+}
+FILTERS = ("state", "wait", "coro", "request_id", "min_age")
+"""Those that choose among the tasks; the others say how to show them."""
+
+
+def chosen(query: Mapping[str, str]) -> dict[str, Any]:
+    """The filters of `take_snapshot` that a query has."""
+    filters = {name: _converted(name, query[name]) for name in _TAKES if name in query}
+    if filters.get("frames", 0) > MOST_FRAMES or filters.get("limit", 0) > _MOST_TASKS:
+        raise ValueError(f"at most {MOST_FRAMES} frames of {_MOST_TASKS} tasks")
+    return filters
+
+
+def _converted(name: str, value: str) -> Any:
+    convert, takes = _TAKES[name]
+    try:
+        return convert(value)
+    except ValueError:
+        raise ValueError(f"{name} takes {takes}") from None
+
+
+def seconds_of(query: Mapping[str, str]) -> float:
+    """For how long to look; 5 unless told."""
+    try:
+        seconds = _finite(query.get("seconds", "5"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise ValueError(f"seconds takes a number above 0, {_MOST_SECONDS:g} at most")
+    return seconds

@@ -1,0 +1,126 @@
+"""A server in a thread and on a loop of its own, which answers while the application's loop is blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+
+from aiohttp import web
+
+__all__ = ["OwnServer"]
+
+_START_SECONDS = 10.0
+_STOP_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 0.5
+"""How long the pages that are being sent may go on when the service ends."""
+
+
+class OwnServer:
+    """Serves an application at ``address``, host and port or the path of a Unix socket.
+
+    The socket is made for the service's own user only.  ``{pid}`` in its path is the process id.
+    """
+
+    def __init__(self, app: Callable[[], web.Application], address: tuple[str, int] | str) -> None:
+        self._app = app
+        self._address = address.replace("{pid}", str(os.getpid())) if isinstance(address, str) else address
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._started: Future[str] = Future()
+        self._thread = threading.Thread(target=self._run, name="aiohttp-observe-admin", daemon=True)
+
+    async def start(self) -> str:
+        """Start it; returns where it listens.  Raises ``OSError`` if it can't listen there."""
+        self._thread.start()
+        return await asyncio.wait_for(asyncio.wrap_future(self._started), _START_SECONDS)
+
+    async def stop(self) -> None:
+        """Stop it, within 5 s."""
+        with suppress(RuntimeError):  # it never got to listen, and its loop is closed
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _STOP_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        try:
+            await runner.setup()
+            listening = _listening(self._address)
+            await web.SockSite(runner, listening).start()
+        except Exception as exc:
+            await runner.cleanup()
+            self._started.set_exception(_explained(exc, self._address))
+            return
+        self._started.set_result(_name_of(listening))
+        await self._stopping.wait()
+        await runner.cleanup()
+        if isinstance(self._address, str):
+            with suppress(OSError):
+                os.unlink(self._address)
+
+
+def _explained(exc: Exception, address: tuple[str, int] | str) -> Exception:
+    if not isinstance(exc, OSError):
+        return exc
+    if isinstance(address, str):
+        return OSError(
+            f"{address} can't be made ({exc}): with {{pid}} in Admin(unix_socket=...) each worker has its own"
+        )
+    taken = f"port {address[1]} is taken" if exc.errno == errno.EADDRINUSE else f"port {address[1]}: {exc}"
+    return OSError(
+        f"{taken}: choose another with Admin(port=...), or Admin(unix_socket=...) for several workers"
+    )
+
+
+def _listening(address: tuple[str, int] | str) -> socket.socket:
+    if isinstance(address, str):
+        return _private_socket(address)
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _private_socket(path: str) -> socket.socket:
+    """A Unix socket that only its own user may connect to, from the moment it is there."""
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(made.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+        _remove_stale(path)
+        made.bind(path)
+        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+        made.listen()
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a process that is gone."""
+    if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path):
+            os.unlink(path)
+
+
+def _name_of(listening: socket.socket) -> str:
+    name = listening.getsockname()
+    if isinstance(name, str):
+        return name
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"http://{host}:{name[1]}"

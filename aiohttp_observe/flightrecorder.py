@@ -1,0 +1,238 @@
+"""The flight recorder: the last requests of every route, kept in memory to be looked at.
+
+As golang.org/x/net/trace does: for each family, counts by latency and a few of the slowest,
+of the failed and of the latest.  What is kept are exchanges, which hold no request, response
+or task; their number is bounded by that of the families.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
+from heapq import heappush, heappushpop
+from itertools import chain, count
+from time import perf_counter
+from typing import Any
+
+from .exchange import OTHER, Exchange, taken
+
+__all__ = ["FlightRecorder", "Line"]
+
+LATENCIES = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+"""Seconds, the upper ends of the latency classes."""
+_CLASSES = ("<=10ms", "<=50ms", "<=100ms", "<=500ms", "<=1s", "<=5s", ">5s")
+_MOST_FAMILIES = 200
+_KEPT = 5
+"""Exchanges of each sort that a family keeps."""
+_LATEST = 200
+"""Exchanges kept of all families together."""
+_MOST_IN_FLIGHT = 500
+
+Line = Callable[[Exchange], "tuple[int | None, str | None]"]
+"""The task id of a request in flight and what it waits for."""
+
+
+class FlightRecorder:
+    """Takes in every request that has ended; an observer.
+
+    ``in_flight`` gives the requests that haven't.
+    """
+
+    def __init__(self, in_flight: Callable[[], Iterable[Exchange]]) -> None:
+        self._in_flight = in_flight
+        self._ended: deque[Exchange] = deque()
+        self._latest: deque[Exchange] = deque(maxlen=_LATEST)
+        self._families: dict[tuple[str, str], _Family] = {}
+        self._sorting = threading.Lock()
+        self.total = 0
+
+    def finished(self, exchange: Exchange) -> None:
+        self._ended.append(exchange)
+
+    def settle(self) -> None:
+        """Sort in those that have ended since the last time."""
+        with self._sorting:
+            for exchange in taken(self._ended):
+                self.total += 1
+                self._latest.append(exchange)
+                self._family(exchange).add(exchange)
+
+    def _family(self, exchange: Exchange) -> _Family:
+        key = exchange.method, exchange.route
+        family = self._families.get(key)
+        if family is None:
+            if len(self._families) >= _MOST_FAMILIES:
+                key = OTHER, OTHER
+            family = self._families.setdefault(key, _Family())
+        return family
+
+    def overview(self, line: Line) -> dict[str, Any]:
+        """The document of ``/_tasks/requests``; works from any thread."""
+        self.settle()
+        flying = list(self._in_flight())
+        by_family = Counter((exchange.method, exchange.route) for exchange in flying)
+        flying.sort(key=lambda exchange: exchange.started)
+        return {
+            "in_flight": [_flying(exchange, line) for exchange in flying[:_MOST_IN_FLIGHT]],
+            "routes": [
+                {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
+                for (method, route), family in sorted(
+                    self._families.items(), key=lambda item: -item[1].seconds
+                )
+            ],
+            "left_out": max(0, len(flying) - _MOST_IN_FLIGHT),
+        }
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """The document of ``/_tasks/requests/{request_id}``: the latest with that id, if it is known."""
+        self.settle()
+        known = chain(self._in_flight(), reversed(list(self._latest)), self._kept())
+        return next((_whole(exchange) for exchange in known if exchange.request_id == request_id), None)
+
+    def _kept(self) -> Iterator[Exchange]:
+        for family in list(self._families.values()):
+            yield from family.kept()
+
+
+class _Family:
+    """The requests of one method and route."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._busy = 0.0
+        self._ready = 0.0
+        self._waiting: dict[str, float] = {}
+        self._count = 0
+        self._errors = 0
+        self._latencies = [0] * len(_CLASSES)
+        self._slowest: list[tuple[float, int, Exchange]] = []
+        self._failed: deque[Exchange] = deque(maxlen=_KEPT)
+        self._recent: deque[Exchange] = deque(maxlen=_KEPT)
+
+    def add(self, exchange: Exchange) -> None:
+        seconds = exchange.duration or 0.0
+        self._count += 1
+        self.seconds += seconds
+        self._busy += exchange.busy
+        self._ready += exchange.ready
+        for kind, waited in exchange.waiting.items():
+            self._waiting[kind] = self._waiting.get(kind, 0.0) + waited
+        self._latencies[bisect_left(LATENCIES, seconds)] += 1
+        self._recent.append(exchange)
+        if exchange.error_type is not None:
+            self._errors += 1
+            self._failed.append(exchange)
+        self._keep_slow(seconds, exchange)
+
+    def _keep_slow(self, seconds: float, exchange: Exchange) -> None:
+        if len(self._slowest) < _KEPT:
+            heappush(self._slowest, (seconds, next(_order), exchange))
+        elif seconds > self._slowest[0][0]:
+            heappushpop(self._slowest, (seconds, next(_order), exchange))
+
+    def kept(self) -> Iterator[Exchange]:
+        yield from (exchange for _, _, exchange in list(self._slowest))
+        yield from list(self._failed)
+        yield from list(self._recent)
+
+    def told(self) -> dict[str, Any]:
+        slowest = sorted(self._slowest, reverse=True)
+        return {
+            "count": self._count,
+            "errors": self._errors,
+            "latency": dict(zip(_CLASSES, self._latencies, strict=True)),
+            "seconds": round(self.seconds, 6),
+            "busy_seconds": round(self._busy, 6),
+            "ready_seconds": round(self._ready, 6),
+            "waiting": _rounded(self._waiting),
+            "slowest": [_brief(exchange) for _, _, exchange in slowest],
+            "failed": [_brief(exchange) for exchange in reversed(list(self._failed))],
+            "recent": [_brief(exchange) for exchange in reversed(list(self._recent))],
+        }
+
+
+_order = count()
+
+
+def _brief(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "request_id": exchange.request_id,
+        "at": _when(exchange.started),
+        "status": exchange.status,
+        "error_type": exchange.error_type,
+        "seconds": _seconds(exchange),
+    }
+
+
+def _flying(exchange: Exchange, line: Line) -> dict[str, Any]:
+    task, waits_for = line(exchange)
+    return {
+        "request_id": exchange.request_id,
+        "method": exchange.method,
+        "route": exchange.route,
+        "seconds": _seconds(exchange),
+        **_split(exchange),
+        "waits_for": waits_for,
+        "task": task,
+        "trace_id": exchange.trace_id,
+        "client_left": exchange.client_left_at is not None,
+    }
+
+
+def _whole(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "request_id": exchange.request_id,
+        "method": exchange.method,
+        "route": exchange.route,
+        "path": exchange.path,
+        "at": _when(exchange.started),
+        "in_flight": exchange.duration is None,
+        "status": exchange.status,
+        "error_type": exchange.error_type,
+        "seconds": _seconds(exchange),
+        **_split(exchange),
+        "polls": exchange.polls,
+        "longest_poll_seconds": round(exchange.longest_poll, 6),
+        "trace_id": exchange.trace_id,
+        "span_id": exchange.span_id,
+        "client_address": exchange.client_address,
+        "steps": [
+            {
+                "kind": step.kind,
+                "name": step.name,
+                "started_seconds": round(step.started - exchange.started, 6),
+                "seconds": None if step.seconds is None else round(step.seconds, 6),
+                "error": step.error,
+            }
+            for step in exchange.steps
+        ],
+        "steps_left_out": exchange.steps_left_out,
+    }
+
+
+def _split(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "busy_seconds": round(exchange.busy, 6),
+        "ready_seconds": round(exchange.ready, 6),
+        "waiting": _rounded(exchange.waiting),
+    }
+
+
+def _rounded(waiting: Any) -> dict[str, float]:
+    return {kind: round(seconds, 6) for kind, seconds in dict(waiting).items()}
+
+
+def _seconds(exchange: Exchange) -> float:
+    """Its duration, so far if it is in flight."""
+    seconds = perf_counter() - exchange.started if exchange.duration is None else exchange.duration
+    return round(seconds, 6)
+
+
+def _when(started: float) -> str:
+    """RFC 3339 of a time of `time.perf_counter`."""
+    at = datetime.fromtimestamp(time.time() - perf_counter() + started, timezone.utc)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

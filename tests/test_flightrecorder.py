@@ -1,0 +1,144 @@
+"""The last requests, kept in memory: ``/_tasks/requests``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from aiohttp_observe import CLIENT_SESSION, OBSERVABILITY, Logs, Metrics, operation, setup_observability
+
+from .service import Service, serving, until
+
+
+def application(registry: CollectorRegistry, **pillars: Any) -> web.Application:
+    app = web.Application()
+
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def crash(request: web.Request) -> web.Response:
+        raise LookupError("no such order")
+
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.06)
+        return web.Response()
+
+    async def stuck(request: web.Request) -> web.Response:
+        await asyncio.sleep(1)
+        return web.Response()
+
+    async def steps(request: web.Request) -> web.Response:
+        async with operation("price lookup"):
+            await asyncio.sleep(0.01)
+        async with request.app[CLIENT_SESSION].get(request.url.with_path("/hello")) as response:
+            await response.read()
+        with pytest.raises(LookupError), operation("failing"):
+            raise LookupError
+        return web.Response()
+
+    for handler in (hello, crash, slow, stuck, steps):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    setup_observability(app, metrics=Metrics(registry=registry), logs=Logs(), **pillars)
+    return app
+
+
+async def overview(service: Service) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((await service.get("/_tasks/requests")).text)
+    return document
+
+
+async def route(service: Service, wanted: str) -> dict[str, Any]:
+    routes = (await overview(service))["routes"]
+    found: dict[str, Any] = next(family for family in routes if family["route"] == wanted)
+    return found
+
+
+async def test_requests_are_counted_by_route_and_latency(registry: CollectorRegistry) -> None:
+    async with serving(application(registry)) as service:
+        for _ in range(7):
+            await service.get("/hello")
+        await service.get("/slow")
+        hello, slow = await route(service, "/hello"), await route(service, "/slow")
+    assert (hello["method"], hello["count"], hello["errors"]) == ("GET", 7, 0)
+    assert sum(hello["latency"].values()) == 7
+    assert len(hello["recent"]) == 5
+    assert slow["latency"]["<=10ms"] == slow["latency"]["<=50ms"] == 0
+    assert slow["waiting"]["sleep"] > 0.05
+    assert slow["seconds"] > slow["waiting"]["sleep"] + slow["busy_seconds"] + slow["ready_seconds"]
+
+
+async def test_the_slowest_and_the_failed_are_kept_however_many_come_after(
+    registry: CollectorRegistry,
+) -> None:
+    async with serving(application(registry)) as service:
+        await service.get("/hello", headers={"X-Request-ID": "the-first"})
+        failed = await service.get("/crash", headers={"X-Request-ID": "the-crash"})
+        slow = await service.get("/slow", headers={"X-Request-ID": "the-slow"})
+        for _ in range(300):
+            await service.get("/hello")
+        crash = await route(service, "/crash")
+        assert (failed.status, slow.status) == (500, 200)
+        assert [(r["request_id"], r["status"], r["error_type"]) for r in crash["failed"]] == [
+            ("the-crash", 500, "LookupError")
+        ]
+        kept = json.loads((await service.get("/_tasks/requests/the-slow")).text)
+        assert kept["route"] == "/slow"
+        assert (await service.get("/_tasks/requests/never-seen")).status == 404
+
+
+async def test_those_in_flight_say_what_they_wait_for(registry: CollectorRegistry) -> None:
+    async with serving(application(registry)) as service:
+        stuck = asyncio.ensure_future(service.get("/stuck", headers={"X-Request-ID": "the-stuck"}))
+        seen: list[dict[str, Any]] = []
+        while not seen:
+            flying = (await overview(service))["in_flight"]
+            seen = [row for row in flying if row["request_id"] == "the-stuck" and row["waits_for"]]
+        assert (seen[0]["method"], seen[0]["route"], seen[0]["waits_for"]) == ("GET", "/stuck", "sleep")
+        assert not seen[0]["client_left"]
+        task = json.loads((await service.get(f"/_tasks/{seen[0]['task']}")).text)
+        assert task["request"]["id"] == "the-stuck"
+        whole = json.loads((await service.get("/_tasks/requests/the-stuck")).text)
+        assert whole["in_flight"] is True
+        assert whole["status"] is None
+        await stuck
+
+
+async def test_the_steps_of_a_request_are_told_in_their_order(registry: CollectorRegistry) -> None:
+    async with serving(application(registry)) as service:
+        await service.get("/steps", headers={"X-Request-ID": "with-steps"})
+        whole = json.loads((await service.get("/_tasks/requests/with-steps")).text)
+    assert [(step["kind"], step["name"], step["error"]) for step in whole["steps"]] == [
+        ("operation", "price lookup", None),
+        ("client", "GET 127.0.0.1", None),
+        ("operation", "failing", "LookupError"),
+    ]
+    assert whole["steps"][0]["seconds"] > 0.009
+    assert whole["steps"][1]["started_seconds"] > whole["steps"][0]["started_seconds"]
+    assert whole["steps_left_out"] == 0
+    assert len(whole["trace_id"]) == 32
+
+
+async def test_it_needs_neither_tracing_nor_metrics_nor_logs(registry: CollectorRegistry) -> None:
+    app = web.Application()
+    setup_observability(app, metrics=None, logs=None, tracing=None, tasks=None, loop_watch=None)
+    async with serving(app) as service:
+        await service.get("/nothing", headers={"X-Request-ID": "mine"})
+        whole = json.loads((await service.get("/_tasks/requests/mine")).text)
+    assert (whole["route"], whole["status"], whole["trace_id"]) == ("_unmatched", 404, None)
+
+
+async def test_a_flood_of_requests_keeps_no_more_than_some(registry: CollectorRegistry) -> None:
+    app = application(registry)
+    async with serving(app) as service:
+        for number in range(400):
+            await service.get(f"/{number}")
+        flights = app[OBSERVABILITY].flights
+        await until(lambda: flights.total >= 400, "the requests to be sorted in")
+        kept = {id(exchange) for exchange in flights._kept()}
+        assert len(kept) <= 15
+        assert len(flights._latest) == 200
