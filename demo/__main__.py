@@ -17,6 +17,7 @@ from .traffic import customers
 WELCOME = """
   {shop}/        the shop: links to everything, and switches that misbehave
   {shop}/_tasks  what every task is doing
+  {console}/_tasks  the same while the shop's event loop is blocked
   {inventory}/metrics, of the inventory: each service has its own
 
 Ctrl-C ends it.
@@ -40,6 +41,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Two services to look at.")
     parser.add_argument("--port", type=int, default=8080, help="the shop's, default 8080; 0 takes a free one")
     parser.add_argument("--inventory-port", type=int, default=8081, help="default 8081")
+    parser.add_argument("--console-port", type=int, default=8082, help="of the console apart, default 8082")
     parser.add_argument(
         "--rate", type=rate, default=1.0, help="customers' requests a second, default 1, at most 20"
     )
@@ -58,16 +60,18 @@ async def run(options: argparse.Namespace) -> None:
         inventory_url = await stack.enter_async_context(
             serving(inventory.create_app(), options.inventory_port)
         )
-        shop_url = await stack.enter_async_context(serving(shop.create_app(inventory_url), options.port))
-        welcome(shop_url, inventory_url)
+        app = shop.create_app(inventory_url, options.console_port)
+        shop_url = await stack.enter_async_context(serving(app, options.port))
+        welcome(shop_url, inventory_url, options.console_port)
         if options.rate:
             await stack.enter_async_context(customers(shop_url, options.rate))
         await asked_to_stop()
 
 
-def welcome(shop_url: str, inventory_url: str) -> None:
+def welcome(shop_url: str, inventory_url: str, console_port: int) -> None:
     if sys.stdout.isatty():
-        print(WELCOME.format(shop=shop_url, inventory=inventory_url), flush=True)
+        console = f"http://127.0.0.1:{console_port}"
+        print(WELCOME.format(shop=shop_url, inventory=inventory_url, console=console), flush=True)
     else:
         logger.info("open %s/ in a browser", shop_url, extra={"shop": shop_url, "inventory": inventory_url})
 

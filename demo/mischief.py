@@ -14,6 +14,8 @@ from . import stock
 __all__ = ["setup"]
 
 BLOCK_SECONDS = 0.5
+LONGEST_BLOCK_SECONDS = 10.0
+DEADLOCK_SECONDS = 30.0
 HOLD_SECONDS = 30.0
 LEAK_SECONDS = 60.0
 MOST_TASKS = 200
@@ -30,12 +32,13 @@ def setup(app: web.Application) -> None:
 @routes.get("/block")
 async def block(request: web.Request) -> web.Response:
     """Holds the event loop: meanwhile nobody is served."""
-    render_invoice()
-    return web.Response(text=f"The event loop was blocked for {BLOCK_SECONDS} s: see the log.\n")
+    seconds = min(float(request.query.get("seconds", BLOCK_SECONDS)), LONGEST_BLOCK_SECONDS)
+    render_invoice(seconds)
+    return web.Response(text=f"The event loop was blocked for {seconds:g} s: see the log.\n")
 
 
-def render_invoice() -> None:
-    time.sleep(BLOCK_SECONDS)
+def render_invoice(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 @routes.get("/stuck")
@@ -53,6 +56,24 @@ async def stuck(request: web.Request) -> web.Response:
 async def rebuild(catalogue: asyncio.Lock) -> None:
     async with catalogue:
         await asyncio.sleep(HOLD_SECONDS)
+
+
+@routes.get("/deadlock")
+async def deadlock(request: web.Request) -> web.Response:
+    """Starts two tasks that take the same two locks in opposite orders."""
+    refuse_too_many()
+    stock, prices = asyncio.Lock(), asyncio.Lock()
+    counting = spawn(update(stock, prices), name="count-stock")
+    spawn(update(prices, stock), name="set-prices")
+    asyncio.get_running_loop().call_later(DEADLOCK_SECONDS, counting.cancel)
+    return web.Response(text="Two tasks wait for each other: see /_tasks.\n")
+
+
+async def update(first: asyncio.Lock, second: asyncio.Lock) -> None:
+    async with first:
+        await asyncio.sleep(0.01)
+        async with second:
+            pass
 
 
 @routes.get("/slow")

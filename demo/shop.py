@@ -11,7 +11,7 @@ from string import Template
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Metrics, Tracing, bind, bound, operation, setup_observability, spawn
+from aiohttp_observe import Admin, Metrics, Tracing, bind, bound, operation, setup_observability, spawn
 
 from . import mischief, stock
 
@@ -19,19 +19,24 @@ __all__ = ["create_app"]
 
 ITEMS = ("chair", "lamp", "table")
 PAGE = Path(__file__).with_name("index.html")
+CONSOLE = web.AppKey("CONSOLE", str)
 QUEUE = web.AppKey("QUEUE", asyncio.Queue[int])
 
 logger = logging.getLogger("shop")
 routes = web.RouteTableDef()
 
 
-def create_app(inventory: str | None = None) -> web.Application:
+def create_app(inventory: str | None = None, console_port: int | None = None) -> web.Application:
     """The application; without ``inventory`` whoever runs it sets ``app[stock.INVENTORY]``."""
     app = web.Application()
     # Numbers and a name of its own, as two services share a process; alone, setup_observability(app) is all.
     setup_observability(
-        app, metrics=Metrics(registry=CollectorRegistry()), tracing=Tracing(service_name="shop")
+        app,
+        metrics=Metrics(registry=CollectorRegistry()),
+        tracing=Tracing(service_name="shop"),
+        admin=Admin(port=console_port),
     )
+    app[CONSOLE] = f"http://127.0.0.1:{console_port}" if console_port else ""  # its own, else
     if inventory is not None:
         app[stock.INVENTORY] = inventory
     app.cleanup_ctx.append(run_packer)
@@ -44,7 +49,8 @@ def create_app(inventory: str | None = None) -> web.Application:
 async def index(request: web.Request) -> web.Response:
     page = Template(PAGE.read_text(encoding="utf-8"))
     return web.Response(
-        text=page.substitute(inventory=request.app[stock.INVENTORY]), content_type="text/html"
+        text=page.substitute(inventory=request.app[stock.INVENTORY], console=request.app[CONSOLE]),
+        content_type="text/html",
     )
 
 

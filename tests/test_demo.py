@@ -121,7 +121,7 @@ def running(*command: str, cwd: Path = ROOT, environment: Mapping[str, str] | No
 
 def on_free_ports(rate: float, environment: Mapping[str, str] | None = None) -> AbstractContextManager[Demo]:
     """The demo, with ``rate`` requests of customers a second."""
-    ports = ("--port", "0", "--inventory-port", "0")
+    ports = ("--port", "0", "--inventory-port", "0", "--console-port", "0")
     return running("demo", *ports, "--rate", str(rate), environment=environment)
 
 
@@ -320,7 +320,7 @@ async def test_crash_is_logged_counted_and_attributed(
 async def test_stuck_shows_who_waits_where_and_for_what(client: aiohttp.ClientSession, shop: str) -> None:
     url = f"{shop}/stuck"
     async with waiting_for(client, url, "stuck-1"), waiting_for(client, url, "stuck-2"):
-        tasks = await tasks_of(client, shop, 2, wait="lock")
+        tasks = await tasks_of(client, shop, 2, wait="lock", coro="RequestHandler*")
     (holder,) = await tasks_of(client, shop, 1, coro="rebuild")
     assert (holder["name"], holder["wait"]["kind"]) == ("rebuild-catalogue", "sleep")
     line = line_number(mischief.stuck, "async with catalogue")
@@ -329,6 +329,14 @@ async def test_stuck_shows_who_waits_where_and_for_what(client: aiohttp.ClientSe
         assert task["state"] == "waiting"
         assert task["request"]["route"] == "/stuck"
         assert ("stuck", line) in [(frame["function"], frame["line"]) for frame in task["frames"]]
+
+
+async def test_deadlock_is_named_in_the_verdict(client: aiohttp.ClientSession, shop: str) -> None:
+    await get(client, f"{shop}/deadlock")
+    await tasks_of(client, shop, 2, coro="update", wait="lock")
+    _, text, _ = await get(client, f"{shop}/_tasks")
+    (deadlock,) = [line for line in json.loads(text)["verdict"] if line.startswith("deadlock: ")]
+    assert {"count-stock", "set-prices"} <= set(deadlock.removeprefix("deadlock: ").split(" → "))
 
 
 async def test_slow_shows_both_services_at_work_for_one_request(
@@ -384,14 +392,28 @@ async def test_it_ends_cleanly_whatever_is_going_on(
 
 
 async def test_a_port_in_use_is_said_plainly(shop: str) -> None:
-    with running("demo", "--port", str(URL(shop).port), "--inventory-port", "0") as second:
+    with running(
+        "demo", "--port", str(URL(shop).port), "--inventory-port", "0", "--console-port", "0"
+    ) as second:
         assert await asyncio.to_thread(second.process.wait, PATIENCE) == 1
         assert re.fullmatch(r".*address already in use.*--help\n", second.errors())
 
 
 def test_on_a_terminal_it_greets_and_logs_text() -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "demo", "--port", "0", "--inventory-port", "0", "--rate", "20"]
+    command = [
+        sys.executable,
+        "-m",
+        "demo",
+        "--port",
+        "0",
+        "--inventory-port",
+        "0",
+        "--console-port",
+        "0",
+        "--rate",
+        "20",
+    ]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT) as process:
         os.close(theirs)
         shown = ""

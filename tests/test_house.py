@@ -14,7 +14,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"exchange", "options", "profile"},
+    {"cli", "exchange", "options", "profile"},
     {"ending", "flightrecorder", "history", "tasks"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
     {"documents"},

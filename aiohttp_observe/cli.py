@@ -1,0 +1,232 @@
+"""The task console in a terminal: ``aiohttp-observe ps | top | tree | dump | profile``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import aiohttp
+
+__all__ = ["main"]
+
+_DEFAULT = "http://127.0.0.1:8080/_tasks"
+_DOCUMENTS = ("", "/resources", "/tree", "/incidents", "/requests")
+_CLEAR = "\x1b[H\x1b[2J"
+_LIBRARIES = ("/site-packages/", "/asyncio/", "/aiohttp_observe/")
+_LONGEST_LINE = 2**26
+
+Command = Callable[["Remote", argparse.Namespace], Awaitable[None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit status: 0, or 1 if the console can't be read."""
+    options = _parser().parse_args(arguments)
+    try:
+        asyncio.run(_run(options))
+    except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as exc:
+        print(f"aiohttp-observe: {options.url}: {_plain(str(exc)) or type(exc).__name__}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aiohttp-observe", description="What an aiohttp service is doing.")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("AIOHTTP_OBSERVE_URL", _DEFAULT),
+        help=f"of the console; default AIOHTTP_OBSERVE_URL, else {_DEFAULT}",
+    )
+    parser.add_argument("--unix-socket", metavar="PATH", help="of Admin(unix_socket=...), in place of TCP")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help_ in (
+        ("ps", "the verdict and the tasks, oldest first"),
+        ("top", "the same, live, grouped by what they wait for"),
+    ):
+        command = commands.add_parser(name, help=help_)
+        command.add_argument("--state")
+        command.add_argument("--wait", help="a wait kind")
+        command.add_argument("--coro", help="part of a coroutine's name")
+        command.add_argument("--limit", type=int, default=50, help="tasks to show; default 50")
+    commands.add_parser("tree", help="who awaits whom, and who started whom")
+    commands.add_parser("dump", help="everything, as JSON")
+    profile = commands.add_parser("profile", help="collapsed stacks of the loop's thread, for flame graphs")
+    profile.add_argument("seconds", nargs="?", type=float, default=5.0)
+    return parser
+
+
+async def _run(options: argparse.Namespace) -> None:
+    commands: dict[str, Command] = {"ps": _ps, "top": _top, "tree": _tree, "dump": _dump, "profile": _profile}
+    connector = None if options.unix_socket is None else aiohttp.UnixConnector(options.unix_socket)
+    token = os.environ.get("AIOHTTP_OBSERVE_ADMIN_TOKEN", "").strip()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with aiohttp.ClientSession(
+        connector=connector, headers=headers, read_bufsize=_LONGEST_LINE
+    ) as session:
+        await commands[options.command](Remote(session, options.url.rstrip("/")), options)
+
+
+class Remote:
+    """The console of a service somewhere."""
+
+    def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
+        self._session = session
+        self._base = base
+
+    async def text(self, path: str, **query: Any) -> str:
+        """A document.  Raises ``ValueError`` with the service's own words if it refuses."""
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        timeout = aiohttp.ClientTimeout(total=60 + float(asked.get("seconds", 0)))
+        async with self._session.get(self._base + path, params=asked, timeout=timeout) as response:
+            text = await response.text()
+            if response.status >= 400:
+                raise ValueError(f"{response.status}: {text.strip()[:500]}")
+            return text
+
+    async def pictures(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        """The live feed."""
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        timeout = aiohttp.ClientTimeout(sock_read=60)
+        async with self._session.get(f"{self._base}/stream", params=asked, timeout=timeout) as response:
+            if response.status >= 400:
+                raise ValueError(f"{response.status}: {(await response.text()).strip()[:500]}")
+            event = b""
+            async for line in response.content:
+                if line.startswith(b"event:"):
+                    event = line[6:].strip()
+                elif line.startswith(b"data:") and event == b"picture":
+                    yield json.loads(line[5:])
+
+
+async def _ps(remote: Remote, options: argparse.Namespace) -> None:
+    picture = json.loads(await remote.text("", format="json", **_filters(options)))
+    print("\n".join([*_head(picture), "", *_task_lines(picture)]))
+
+
+async def _top(remote: Remote, options: argparse.Namespace) -> None:
+    async for picture in remote.pictures(**_filters(options)):
+        height = shutil.get_terminal_size().lines
+        lines = [*_head(picture), "", *_group_lines(picture), "", *_task_lines(picture)]
+        print(_CLEAR + "\n".join(lines[: height - 1]), flush=True)
+
+
+async def _tree(remote: Remote, options: argparse.Namespace) -> None:
+    print(_plain(await remote.text("/tree", format="text"), keep="\n"), end="")
+
+
+async def _dump(remote: Remote, options: argparse.Namespace) -> None:
+    texts = [await remote.text(path, format="json") for path in _DOCUMENTS]
+    named = zip(_DOCUMENTS, texts, strict=True)
+    json.dump({path.lstrip("/") or "tasks": json.loads(text) for path, text in named}, sys.stdout, indent=1)
+    print()
+
+
+async def _profile(remote: Remote, options: argparse.Namespace) -> None:
+    print(f"looking for {options.seconds:g} s …", file=sys.stderr)
+    print(_plain(await remote.text("/profile", seconds=options.seconds), keep="\n"), end="")
+
+
+def _filters(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("state", "wait", "coro", "limit")} | {"frames": 20}
+
+
+def _head(picture: dict[str, Any]) -> list[str]:
+    process, loop, summary = picture["process"], picture["loop"], picture["summary"]
+    waiting = ", ".join(f"{count} {kind}" for kind, count in summary["waiting"].items())
+    head = (
+        f"pid {process['pid']} · Python {process['python']} · {process['loop']} · "
+        f"up {_duration(process['uptime_seconds'])} · lag {_duration(loop['lag_seconds'])} · "
+        f"{loop['utilization']:.0%} busy"
+    )
+    tasks = f"{summary['total']} tasks: {waiting or 'none waits'}"
+    verdict = [f"!! {sentence}" for sentence in picture["verdict"]] or ["all is well"]
+    return [_fitted(line) for line in (head, tasks)] + [_plain(line) for line in verdict]
+
+
+def _group_lines(picture: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            str(group["count"]),
+            _duration(group["oldest_seconds"]),
+            group["wait"] or "",
+            _where([group["frame"]]),
+        )
+        for group in picture.get("groups", [])[:10]
+    ]
+    return _table(("tasks", "oldest", "waits for", "at"), rows, right=2)
+
+
+def _task_lines(picture: dict[str, Any]) -> list[str]:
+    rows = []
+    for task in picture["tasks"]:
+        wait = task["wait"]
+        request = task["request"]
+        rows.append(
+            (
+                str(task["id"]),
+                _duration(task["age_seconds"]),
+                wait["detail"] if wait else task["state"],
+                task["operation"] or task["name"],
+                _where(task["frames"]),
+                f"{request['method']} {request['route']}" if request else "",
+            )
+        )
+    lines = _table(("id", "age", "waits for", "task", "where", "request"), rows, right=2)
+    if picture["truncated"]:
+        lines.append(f"and {picture['truncated']} more")
+    return lines
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int) -> list[str]:
+    """Columns as wide as they need, the first ``right`` of them aligned to the right; cut to the terminal."""
+    lines = [tuple(head), *(tuple(map(_plain, row)) for row in rows)]
+    widths = [min(max(map(len, column)), 44) for column in zip(*lines, strict=True)]
+    texts = []
+    for line in lines:
+        cells = [
+            cell[:width].rjust(width) if index < right else cell[:width].ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        texts.append(_fitted("  ".join(cells)).rstrip())
+    return texts
+
+
+def _where(frames: Sequence[dict[str, Any] | None]) -> str:
+    """The innermost place that is the service's own."""
+    known = [frame for frame in frames if frame is not None]
+    own = (frame for frame in known if not any(part in frame["file"] for part in _LIBRARIES))
+    frame = next(own, known[0] if known else None)
+    return "" if frame is None else f"{PurePath(frame['file']).name}:{frame['line']} {frame['function']}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 90:
+        return f"{seconds:.1f}s"
+    return f"{seconds / 60:.0f}min" if seconds < 5400 else f"{seconds / 3600:.1f}h"
+
+
+def _plain(text: str, keep: str = "") -> str:
+    """Names come from the service, and its clients: none of them may steer the terminal."""
+    return "".join(sign if sign.isprintable() or sign in keep else "?" for sign in text)
+
+
+def _fitted(line: str) -> str:
+    width = shutil.get_terminal_size((100, 24)).columns
+    plain = _plain(line)
+    return plain if len(plain) <= width else f"{plain[: width - 1]}…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
