@@ -16,6 +16,7 @@ HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 FLOORS = (
     {"exchange", "options"},
     {"ending", "tasks"},
+    {"incidents"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
     {"plugin"},
     {"__init__"},

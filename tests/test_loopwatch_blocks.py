@@ -257,7 +257,7 @@ def test_each_block_is_told(watched: RunOnLoop, numbers: Numbers, caplog: pytest
 def test_a_hung_loop_is_told_while_it_hangs(
     watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiohttp_observe.loopwatch._STILL_BLOCKED", 0.2)
+    monkeypatch.setattr("aiohttp_observe.loopwatch.watchdog._STILL_BLOCKED", 0.2)
 
     async def main() -> None:
         hang_until(lambda: bool(told(caplog)))
