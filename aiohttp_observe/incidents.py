@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sysconfig
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import PurePath
 from time import perf_counter, time
 from typing import Any, Generic, TypeVar
 
+from .exchange import taken
 from .tasks.model import Frame
 
 __all__ = ["Block", "Cause", "Incidents", "SpanPlace", "own_line"]
@@ -24,7 +25,10 @@ _MOST = 200
 """Lines, and kinds of failure, that are kept."""
 _MOST_VICTIMS = 20
 
-K = TypeVar("K", bound=Hashable)
+_Kind = tuple[str, "str | None", "str | None", "Frame | None"]
+"""A kind of failure: kind, exception's name, coroutine function's name, line."""
+
+K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -86,15 +90,17 @@ class Incidents:
     """
 
     def __init__(self) -> None:
+        # Failures are also told by finalizers, which may run in the middle of anything here:
+        # what can't be added at once is added with the next.
         self._lock = threading.Lock()
-        self._blocked: _Recent[Frame, _BlockedLine] = _Recent()
-        self._unhandled: _Recent[Hashable, _FailureKind] = _Recent()
+        self._told: deque[Callable[[], None]] = deque(maxlen=_MOST)
+        self._blocked: _Recent[Frame, _BlockedLine] = _Recent(_BlockedLine)
+        self._unhandled: _Recent[_Kind, _FailureKind] = _Recent(_FailureKind)
 
     def blocked(self, block: Block, victims: Sequence[str] = (), victims_total: int = 0) -> None:
         """Add a block, with the ids of requests that it kept waiting (20 are kept) and their number."""
         example = _example(block, victims, victims_total)
-        with self._lock:
-            self._blocked.get(block.frame, _BlockedLine).add(block, example)
+        self._add(lambda: self._blocked.use(block.frame).add(block, example))
 
     def unhandled(
         self,
@@ -110,12 +116,12 @@ class Incidents:
         """Add a failure: its kind, as ``asyncio_unhandled_total`` has it, and whose it was."""
         now = time()
         example = {"at": _text(now), "task": task, "request_id": request_id, "trace_id": trace_id}
-        with self._lock:
-            self._unhandled.get((kind, exception, coro, frame), _FailureKind).add(now, example)
+        self._add(lambda: self._unhandled.use((kind, exception, coro, frame)).add(now, example))
 
     def to_dict(self) -> dict[str, Any]:
         """The document of ``/_tasks/incidents``: what blocked longest in total, what failed most, first."""
         with self._lock:
+            self._settle()
             blocked = [line.to_dict(frame) for frame, line in self._blocked.items()]
             unhandled = [failure.to_dict(*kind) for kind, failure in self._unhandled.items()]
             left_out = self._blocked.left_out + self._unhandled.left_out
@@ -123,19 +129,37 @@ class Incidents:
         unhandled.sort(key=lambda row: row["count"], reverse=True)
         return {"blocked": blocked, "unhandled": unhandled, "left_out": left_out}
 
+    def _add(self, what: Callable[[], None]) -> None:
+        self._told.append(what)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
 
-class _Recent(OrderedDict[Any, V], Generic[K, V]):
-    """The values used last; ``left_out`` counts those that made room."""
+    def _settle(self) -> None:
+        for add in taken(self._told):
+            add()
 
-    left_out = 0
 
-    def get(self, key: K, make: type[V]) -> V:  # type: ignore[override]
-        found = self.setdefault(key, make())
-        self.move_to_end(key)
-        if len(self) > _MOST:
-            self.popitem(last=False)
+class _Recent(Generic[K, V]):
+    """The values used last, in that order; ``left_out`` counts those that made room."""
+
+    def __init__(self, make: Callable[[], V]) -> None:
+        self.left_out = 0
+        self._make = make
+        self._values: dict[K, V] = {}
+
+    def use(self, key: K) -> V:
+        value = self._values.pop(key, None) or self._make()
+        self._values[key] = value
+        if len(self._values) > _MOST:
+            del self._values[next(iter(self._values))]
             self.left_out += 1
-        return found
+        return value
+
+    def items(self) -> list[tuple[K, V]]:
+        return list(self._values.items())
 
 
 class _BlockedLine:
