@@ -129,7 +129,7 @@ def _is_in_call(frame: FrameType) -> bool:
     """Whether the instruction a frame is at calls something: ``with`` and ``for`` do so unseen."""
     code, at = frame.f_code.co_code, frame.f_lasti
     name = dis.opname[code[at]] if 0 <= at < len(code) else ""
-    return name.startswith(("CALL", "BEFORE_", "WITH_", "SETUP_WITH", "FOR_ITER"))
+    return name.startswith(("CALL", "PRECALL", "BEFORE_", "WITH_", "SETUP_WITH", "FOR_ITER"))
 
 
 def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, in_call: bool) -> Sighting:

@@ -60,7 +60,7 @@ def _groups() -> Iterator[Path]:
     except (OSError, ValueError):
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers or "cpu" in controllers.split(","):
             root = _GROUPS / controllers
             inner = PurePosixPath(path.lstrip("/"))
