@@ -10,6 +10,7 @@ from typing import Any
 from .exchange import Exchange
 from .flightrecorder import FlightRecorder
 from .history import History
+from .incidents import Incidents
 from .loopwatch import LoopMonitor
 from .middleware import Recorder
 from .profile import profile
@@ -34,9 +35,10 @@ class Documents:
     on with its other work.
     """
 
-    def __init__(self, recorder: Recorder, flights: FlightRecorder) -> None:
+    def __init__(self, recorder: Recorder, flights: FlightRecorder, incidents: Incidents) -> None:
         self._recorder = recorder
         self._flights = flights
+        self._incidents = incidents
         self._monitor: LoopMonitor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -78,6 +80,9 @@ class Documents:
         snapshot = await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
         point = {**self._history.now(), "waiting": snapshot.summary.waiting}
         return await _joined(json_pieces(snapshot, {"point": point, "allow_cancel": allow_cancel}))
+
+    def incidents(self) -> dict[str, Any]:
+        return self._incidents.to_dict()
 
     def requests(self) -> dict[str, Any]:
         return self._flights.overview(self._line_of)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from types import FrameType
 from typing import Any
 
 from .exchange import CURRENT, Exchange, Meter, current_exchange
+from .incidents import Incidents, own_line
 from .options import check_flag, check_positive
 from .tasks import birth_of, exchange_of
+from .tasks.model import Frame
+from .tasks.places import place_of
 
 __all__ = ["Failures", "LoopFailures"]
 
@@ -39,35 +43,46 @@ class Failures:
         check_flag("Failures(never_awaited=...)", self.never_awaited)
         check_positive("Failures(shutdown_timeout=...)", self.shutdown_timeout, "seconds")
 
-    def install(self, loop: asyncio.AbstractEventLoop, meter: Meter) -> LoopFailures:
+    def install(
+        self, loop: asyncio.AbstractEventLoop, meter: Meter, incidents: Incidents | None = None
+    ) -> LoopFailures:
         """Watch ``loop``, at start-up; closing the result restores what was before."""
-        return LoopFailures(loop, meter, never_awaited=self.never_awaited)
+        return LoopFailures(loop, meter, incidents or Incidents(), never_awaited=self.never_awaited)
 
 
 class LoopFailures:
     """The exception handler of a loop, in front of the one the service had set.
 
     A failure is counted in ``asyncio_unhandled_total`` and logged here, in place of asyncio's
-    own line; a handler set by the service is called as before.
+    own line; a handler set by the service is called as before.  Of several applications on
+    a loop each keeps the incidents of its own requests, and one those that belong to none.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, meter: Meter, *, never_awaited: bool) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        meter: Meter,
+        incidents: Incidents,
+        *,
+        never_awaited: bool,
+    ) -> None:
         self._loop = loop
         self._meter = meter
+        self._incidents = incidents
         self._previous: ExceptionHandler | None = loop.get_exception_handler()
         self._handler: ExceptionHandler = self._handle
         self._open = True
         self._never_awaited = never_awaited
         loop.set_exception_handler(self._handler)
         if never_awaited:
-            _coroutine_watch.enter(meter)
+            _coroutine_watch.enter(meter, incidents)
 
     def close(self) -> None:
         self._open = False
         if self._loop.get_exception_handler() is self._handler:
             self._loop.set_exception_handler(self._beneath())
         if self._never_awaited:
-            _coroutine_watch.leave(self._meter)
+            _coroutine_watch.leave(self._meter, self._incidents)
 
     def _beneath(self) -> ExceptionHandler | None:
         """The handler to go on with, past those of applications that have ended before this one."""
@@ -78,15 +93,22 @@ class LoopFailures:
         beneath = self._beneath()
         shared = isinstance(getattr(beneath, "__self__", None), LoopFailures)
         try:
-            if self._open and not shared:  # else another application on this loop tells it
-                exchange = _born_in(context)
-                meter = self._meter if exchange is None else exchange.scope.meter
-                meter.unhandled(_kind_of(context))
-                _log(context, exchange)
+            if self._open:
+                self._tell(context, shared)
         except Exception:
             self._meter.internal_error("failures")
         if beneath is not None:
             beneath(loop, context)
+
+    def _tell(self, context: dict[str, Any], shared: bool) -> None:
+        """Keep it if it is this application's; what is ``shared``, another one on this loop tells."""
+        exchange = _born_in(context)
+        meter = self._meter if exchange is None else exchange.scope.meter
+        if meter is self._meter and not (exchange is None and shared):
+            _keep(self._incidents, context, exchange)
+        if not shared:
+            meter.unhandled(_kind_of(context))
+            _log(context, exchange)
 
 
 def _task_of(context: dict[str, Any]) -> asyncio.Task[Any] | None:
@@ -117,6 +139,43 @@ def _kind_of(context: dict[str, Any]) -> str:
     return "other"
 
 
+def _keep(incidents: Incidents, context: dict[str, Any], exchange: Exchange | None) -> None:
+    task, exc = _task_of(context), context.get("exception")
+    incidents.unhandled(
+        _kind_of(context),
+        exception=None if exc is None else type(exc).__qualname__,
+        coro=None if task is None else _coro_of(task),
+        frame=_raised_in(exc) or (None if task is None else _birthplace(task)),
+        task=None if task is None else task.get_name(),
+        request_id=None if exchange is None else exchange.request_id,
+        trace_id=None if exchange is None else exchange.trace_id,
+    )
+
+
+def _raised_in(exc: BaseException | None) -> Frame | None:
+    """The innermost of the service's own lines that an exception came through, else where it was raised."""
+    if exc is None:
+        return None
+    stack = [
+        Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(exc.__traceback__)
+    ]
+    return own_line(reversed(stack)) or next(reversed(stack), None)
+
+
+def _birthplace(task: asyncio.Task[Any]) -> Frame | None:
+    birth = birth_of(task)
+    return None if birth is None else birth.place
+
+
+def _coro_of(task: asyncio.Task[Any]) -> str:
+    return _name_of(task.get_coro())
+
+
+def _name_of(coro: Any) -> str:
+    return str(getattr(coro, "__qualname__", type(coro).__qualname__))
+
+
 def _log(context: dict[str, Any], exchange: Exchange | None) -> None:
     task = _task_of(context)
     fields: dict[str, Any] = {"kind": _kind_of(context), **_ids(exchange)}
@@ -130,11 +189,8 @@ def _log(context: dict[str, Any], exchange: Exchange | None) -> None:
 
 
 def _origin_of(task: asyncio.Task[Any]) -> dict[str, str]:
-    fields = {"task": task.get_name()}
-    coro: Any = task.get_coro()
-    fields["coro"] = getattr(coro, "__qualname__", type(coro).__qualname__)
-    birth = birth_of(task)
-    place = None if birth is None else birth.place
+    fields = {"task": task.get_name(), "coro": _coro_of(task)}
+    place = _birthplace(task)
     if place is not None:
         fields["created_at"] = f"{place.file}:{place.line} in {place.function}"
     return fields
@@ -158,35 +214,51 @@ class _CoroutineWatch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._meters: list[Meter] = []
+        self._told_to: list[tuple[Meter, Incidents]] = []
         self._original: Callable[[Any], None] | None = None
 
-    def enter(self, meter: Meter) -> None:
+    def enter(self, meter: Meter, incidents: Incidents) -> None:
         with self._lock:
-            self._meters.append(meter)
+            self._told_to.append((meter, incidents))
             if self._original is None:
                 self._original = getattr(warnings, "_warn_unawaited_coroutine", None)
                 if self._original is not None:
                     warnings._warn_unawaited_coroutine = self._told  # type: ignore[attr-defined]
 
-    def leave(self, meter: Meter) -> None:
+    def leave(self, meter: Meter, incidents: Incidents) -> None:
         with self._lock:
-            self._meters.remove(meter)
-            if not self._meters and self._original is not None:
+            self._told_to.remove((meter, incidents))
+            if not self._told_to and self._original is not None:
                 warnings._warn_unawaited_coroutine = self._original  # type: ignore[attr-defined]
                 self._original = None
 
     def _told(self, coro: Any) -> None:
         exchange = current_exchange()
-        meter = exchange.scope.meter if exchange is not None else self._meters[-1]
+        meter, incidents = self._of(exchange)
         try:
             meter.unhandled("never_awaited")
-            _log_never_awaited(coro, sys._getframe(1))
+            dropped_in = sys._getframe(1)
+            _log_never_awaited(coro, dropped_in)
+            incidents.unhandled(
+                "never_awaited",
+                coro=_name_of(coro),
+                frame=place_of(dropped_in.f_code, dropped_in.f_lasti),
+                request_id=None if exchange is None else exchange.request_id,
+                trace_id=None if exchange is None else exchange.trace_id,
+            )
         except Exception:
             meter.internal_error("failures")
         original = self._original
         if original is not None:
             original(coro)
+
+    def _of(self, exchange: Exchange | None) -> tuple[Meter, Incidents]:
+        """Of the application that a request belongs to, else of the latest."""
+        latest = self._told_to[-1]
+        if exchange is None:
+            return latest
+        meter = exchange.scope.meter
+        return next((told for told in self._told_to if told[0] is meter), (meter, Incidents()))
 
 
 _coroutine_watch = _CoroutineWatch()
@@ -194,7 +266,7 @@ _coroutine_watch = _CoroutineWatch()
 
 def _log_never_awaited(coro: Any, dropped_in: FrameType) -> None:
     """``dropped_in`` is the frame that let go of the coroutine: for a forgotten ``await``, the culprit."""
-    name = getattr(coro, "__qualname__", type(coro).__qualname__)
+    name = _name_of(coro)
     fields = {"kind": "never_awaited", "coro": name, "dropped_at": _place(dropped_in)}
     origin = getattr(coro, "cr_origin", None)
     code = getattr(coro, "cr_code", None)

@@ -23,8 +23,9 @@ from .documents import Documents
 from .exchange import SCOPE, Scope
 from .failures import Failures
 from .flightrecorder import FlightRecorder
+from .incidents import Incidents
 from .logs import Logs, ServerLogs
-from .loopwatch import LoopMonitor, LoopWatch
+from .loopwatch import Bystanders, LoopMonitor, LoopWatch
 from .metrics import Metrics, ServerMetrics
 from .middleware import Recorder, user_observers
 from .options import check_instance
@@ -129,7 +130,8 @@ class Observability:
         self.monitor: LoopMonitor | None = None
         self.admin: AdminPages | None = None
         self.flights = FlightRecorder(lambda: list(self.recorder.in_flight))
-        self.documents = Documents(self.recorder, self.flights)
+        self.incidents = Incidents()
+        self.documents = Documents(self.recorder, self.flights, self.incidents)
         self._pillars = pillars
         self._install_pillars(app)
         self._add_observers(observers)
@@ -247,19 +249,21 @@ class Observability:
     def _watch_loop(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
         pillars, meter = self._pillars, self.scope.meter
         if pillars.failures is not None:
-            stack.callback(pillars.failures.install(loop, meter).close)
+            stack.callback(pillars.failures.install(loop, meter, self.incidents).close)
         if pillars.tasks is not None:
             stack.callback(pillars.tasks.install(loop).uninstall)
             if self.metrics is not None:
                 stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
-            self.monitor = monitor = pillars.loop_watch.install(loop, meter)
+            bystanders = Bystanders(self.scope, self.recorder.in_flight, self.incidents)
+            self.monitor = monitor = pillars.loop_watch.install(loop, meter, bystanders)
+            self.scope.stalled_since = monitor.stalled_since
             stack.callback(self._stop_watching, monitor)
             if self.metrics is not None:
                 stack.callback(self.metrics.read_utilization(monitor.utilization))
 
     def _stop_watching(self, monitor: LoopMonitor) -> None:
-        self.monitor = None
+        self.monitor = self.scope.stalled_since = None
         monitor.close()
 
     def _look_around(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:

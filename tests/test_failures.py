@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
 import sys
@@ -26,6 +27,8 @@ from aiohttp_observe import (
     setup_observability,
     spawn,
 )
+from aiohttp_observe.exchange import CURRENT, Exchange, NullMeter, Scope
+from aiohttp_observe.incidents import Incidents
 from tests.service import serving
 
 KINDS = ("task_exception", "task_destroyed_pending", "never_awaited", "callback", "other")
@@ -525,3 +528,62 @@ async def test_an_unknown_way_to_trace_is_refused() -> None:
 def test_spawning_needs_a_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         spawn(return_seven())
+
+
+# What is kept of them
+
+
+def line_of(code: Any, offset: int) -> int:
+    """The line ``offset`` lines below the one that defines a function."""
+    return int(code.__code__.co_firstlineno) + offset
+
+
+@pytest.mark.parametrize(
+    ("kind", "exception", "coro", "place"),
+    [
+        ("task_exception", "LookupError", "lose", ("lose", line_of(lose, 1))),
+        ("task_destroyed_pending", None, "wait_for_nothing", None),
+        ("never_awaited", None, "lose", ("forget_to_await", line_of(forget_to_await, 3))),
+        ("callback", "LookupError", None, ("break_down", line_of(break_down, 1))),
+        ("other", "LookupError", None, None),
+    ],
+)
+async def test_a_failure_is_an_incident_with_its_place_and_no_message(
+    kind: str, exception: str | None, coro: str | None, place: tuple[str, int] | None
+) -> None:
+    incidents = Incidents()
+    failures = Failures().install(asyncio.get_running_loop(), NullMeter(), incidents)
+    try:
+        await PROVOKED[kind]()
+    finally:
+        failures.close()
+    document = incidents.to_dict()
+    (row,) = document["unhandled"]
+    assert (row["kind"], row["exception"], row["coro"], row["count"]) == (kind, exception, coro, 1)
+    found = row["frame"] and (row["frame"]["function"], row["frame"]["line"])
+    assert found == place
+    assert not {"lost", "broken"} & {str(value) for value in row["example"].values()}
+
+
+async def test_of_two_applications_each_keeps_the_incidents_of_its_own_requests() -> None:
+    loop = asyncio.get_running_loop()
+    scopes, kept = [Scope(), Scope()], [Incidents(), Incidents()]
+    watches = [
+        Failures().install(loop, scope.meter, incidents)
+        for scope, incidents in zip(scopes, kept, strict=True)
+    ]
+    try:
+        for scope in scopes:
+            exchange = Exchange(scope, "the request", "GET", "/", "/", None, None, 0.0)
+            context = contextvars.copy_context()
+            context.run(CURRENT.set, exchange)
+            loop.call_soon(break_down, context=context)
+        await break_in_a_callback()  # of no request
+    finally:
+        for watch in watches:
+            watch.close()
+    counts = [
+        [(row["example"]["request_id"], row["count"]) for row in incidents.to_dict()["unhandled"]]
+        for incidents in kept
+    ]
+    assert counts == [[(None, 2)], [("the request", 1)]]

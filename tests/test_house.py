@@ -16,6 +16,7 @@ HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 FLOORS = (
     {"cli", "exchange", "options", "profile"},
     {"ending", "flightrecorder", "history", "tasks"},
+    {"incidents"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
     {"documents"},
     {"plugin"},

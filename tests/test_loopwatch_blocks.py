@@ -25,7 +25,7 @@ import pytest
 from aiohttp_observe import LoopWatch
 from aiohttp_observe.exchange import Exchange, NullMeter, Scope
 from aiohttp_observe.loopwatch import LoopMonitor
-from aiohttp_observe.tasks import Blocked, adopt, number_of
+from aiohttp_observe.tasks import Blocked, Frame, LoopState, adopt, number_of, take_snapshot, to_dict
 
 PATIENCE = 20.0
 """Seconds to wait for what comes at once on a machine that isn't busy."""
@@ -254,10 +254,23 @@ def test_each_block_is_told(watched: RunOnLoop, numbers: Numbers, caplog: pytest
     assert (len(told(caplog)), len(numbers.blocks)) == (3, 3)
 
 
+@pytest.mark.parametrize("phase", range(4))
+def test_a_block_as_long_as_the_threshold_is_told(watched: RunOnLoop, numbers: Numbers, phase: int) -> None:
+    async def main() -> None:
+        await turn(numbers)
+        await asyncio.sleep(phase * 0.006)  # a beat is 25 ms
+        write_report(0.1)
+        await turn(numbers)
+
+    watched(main)
+    (seconds,) = numbers.blocks
+    assert seconds >= 0.0875
+
+
 def test_a_hung_loop_is_told_while_it_hangs(
     watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiohttp_observe.loopwatch._STILL_BLOCKED", 0.2)
+    monkeypatch.setattr("aiohttp_observe.loopwatch.watchdog._STILL_BLOCKED", 0.2)
 
     async def main() -> None:
         hang_until(lambda: bool(told(caplog)))
@@ -441,6 +454,33 @@ def test_a_block_is_seen_from_another_thread_while_it_lasts(
     functions = [frame.function for frame in blocked.stack if frame.file == __file__]
     assert functions[-2:] == ["hang_until", "main"]
     assert blocked.stack[-1].function == "main", "what runs the loop is no part of the block"
+    assert blocked.frame in blocked.stack
+
+
+def test_what_blocks_now_is_named_as_in_the_log(
+    loop: asyncio.AbstractEventLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Blocked] = []
+
+    def look(monitor: LoopMonitor) -> None:
+        hang_until(lambda: monitor.blocked_now() is not None)
+        seen.extend(filter(None, [monitor.blocked_now()]))
+
+    async def main() -> None:
+        monitor = LoopWatch().install(loop, numbers)
+        await turn(numbers)
+        with_eyes = threading.Thread(target=look, args=(monitor,))
+        with_eyes.start()
+        wait_in_a_library()
+        with_eyes.join()
+        monitor.close()
+
+    loop.run_until_complete(main())
+    (blocked,) = seen
+    assert blocked.frame is not None
+    assert blocked.frame != blocked.stack[0], "the library's"
+    assert blocked.frame.line == line_of(wait_in_a_library, "timeout=")
+    assert vars(the_line(caplog))["code.lineno"] == blocked.frame.line
 
 
 def test_lag_is_how_late_the_loop_was(watched: RunOnLoop, numbers: Numbers) -> None:
@@ -633,3 +673,14 @@ def test_the_interpreter_exits_quietly_with_the_thread_running() -> None:
         [sys.executable, "-c", LEFT_RUNNING], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+def test_the_line_named_is_no_part_of_the_document() -> None:
+    line = Frame("report.py", 88, "render")
+    blocked = Blocked(7.0, 1, "request-1", None, (line,), line)
+
+    async def main() -> dict[str, Any]:
+        return to_dict(take_snapshot(loop_state=LoopState(7.0, 0.0, blocked)))
+
+    document = asyncio.run(main())
+    assert set(document["loop"]["blocked_now"]) == {"seconds", "task", "request_id", "trace_id", "stack"}

@@ -100,6 +100,18 @@ async def test_work_on_the_loop_is_not_waiting(registry: CollectorRegistry) -> N
     assert exchange.busy > 0.019
 
 
+async def test_a_loop_that_others_hold_up_is_told_apart_from_a_slow_answer(
+    registry: CollectorRegistry,
+) -> None:
+    async def work() -> None:
+        asyncio.get_running_loop().call_later(0.01, time.sleep, 0.3)
+        await asyncio.sleep(0.06)
+
+    exchange = await split_of(work, registry)
+    assert exchange.ready > 0.1
+    assert exchange.waiting["sleep"] < 0.2
+
+
 async def test_the_access_line_has_it(
     registry: CollectorRegistry, capsys: pytest.CaptureFixture[str]
 ) -> None:

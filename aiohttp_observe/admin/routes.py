@@ -49,6 +49,7 @@ class Routes:
         for path, handler in (
             ("", self.tasks),
             (r"/{id:\d{1,18}}", self.task),
+            ("/incidents", self.incidents),
             ("/requests", self.requests),
             ("/requests/{request_id}", self.request),
         ):
@@ -104,6 +105,9 @@ class Routes:
         if not found:
             return _problem("no such task: it has ended", 404)
         return web.json_response(found[0])
+
+    async def incidents(self, request: web.Request) -> web.Response:
+        return web.json_response(self._console.incidents())
 
     async def requests(self, request: web.Request) -> web.Response:
         return web.json_response(self._console.requests())

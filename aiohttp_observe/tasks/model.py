@@ -119,13 +119,17 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A stretch for which one task has been holding the loop; ``stack`` is innermost first."""
+    """A stretch for which one task has been holding the loop; ``stack`` is innermost first.
+
+    ``frame`` is the line to name, the innermost of the service's own; no part of the JSON.
+    """
 
     seconds: float
     task: int | None
     request_id: str | None
     trace_id: str | None
     stack: tuple[Frame, ...]
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from .model import Snapshot, TaskInfo, Wait
+from .model import LoopState, Snapshot, TaskInfo, Wait
 
 __all__ = ["json_pieces", "to_dict", "to_json"]
 
@@ -23,7 +23,7 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "taken_at": snapshot.taken_at,
         "process": asdict(snapshot.process),
-        "loop": asdict(snapshot.loop),
+        "loop": _loop(snapshot.loop),
         "summary": asdict(snapshot.summary),
         "tasks": [asdict(task) for task in snapshot.tasks],
         "resources": [asdict(resource) for resource in snapshot.resources],
@@ -31,6 +31,13 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
         "verdict": snapshot.verdict,
         "truncated": snapshot.truncated,
     }
+
+
+def _loop(loop: LoopState) -> dict[str, Any]:
+    plain = asdict(loop)
+    if loop.blocked_now is not None:
+        del plain["blocked_now"]["frame"]
+    return plain
 
 
 def to_json(snapshot: Snapshot) -> str:

@@ -2,6 +2,7 @@
 
 ``server``        the server span and its attributes
 ``span``          what that span is made of
+``blocks``        stretches in which the loop was held
 ``operation``     manual spans
 ``provider``      where spans go
 ``instrumentor``  living with the official instrumentor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -31,6 +31,8 @@ from opentelemetry.util.http import (
 )
 
 from ..exchange import UNMATCHED, Exchange, Meter, valid
+from ..incidents import Block
+from .blocks import mark_victims, trace_block
 from .instrumentor import is_within_instrumentor
 from .provider import LINK, OwnProvider, get_tracer, global_provider
 from .span import NOTHING, Borrowed, RequestSpan, fail, starter
@@ -148,6 +150,16 @@ class ServerTracer:
             return
         LINK.set(_current_context() or LINK.get() if how == "link" else None)
         context_api.attach(trace.set_span_in_context(trace.INVALID_SPAN))
+
+    # What the loop watch tells
+
+    def stalled(self, seconds: float, culprit: str | None, victims: Iterable[Exchange]) -> None:
+        """Mark the spans of requests that were kept waiting, by the request ``culprit``; on the loop."""
+        mark_victims(victims, seconds, culprit)
+
+    def blocked(self, block: Block) -> None:
+        """Make a span of a block, within that of its culprit; in any thread."""
+        trace_block(self._tracer, block)
 
     def _incoming(self, request: web.BaseRequest) -> Context:
         """The context a client sent, on nothing: not on whatever the server was started in."""

@@ -19,8 +19,8 @@ from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event, SynchronousMultiSpanProcessor, Tracer
 from opentelemetry.sdk.trace import Span as SdkSpan
-from opentelemetry.sdk.trace import SynchronousMultiSpanProcessor, Tracer
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, StaticSampler, TraceIdRatioBased
 from opentelemetry.trace import (
@@ -61,6 +61,9 @@ class RequestSpan(Protocol):
 
     def record_exception(self, exception: Exception) -> None: ...
 
+    def note(self, event: Event) -> None:
+        """Add an event that may be shared by many spans; on the loop."""
+
     def finish(self, exchange: Exchange) -> None:
         """End it with the outcome of its request."""
 
@@ -72,6 +75,8 @@ Starter = Callable[[str, Context, Exchange, web.BaseRequest], "RequestSpan | Non
 _UNSET = Status(StatusCode.UNSET)
 _ERROR = Status(StatusCode.ERROR)
 _MOST_ATTRIBUTES = 32
+_MOST_NOTED = 4
+_MOST_EVENT_ATTRIBUTES = 8
 _TRACE_ID_LIMIT = TraceIdRatioBased.TRACE_ID_LIMIT
 
 
@@ -88,6 +93,8 @@ def _is_plain(tracer: Tracer) -> bool:
     return (
         limits.max_span_attribute_length is None
         and (limits.max_span_attributes or 0) >= _MOST_ATTRIBUTES
+        and (limits.max_events or 0) >= _MOST_NOTED
+        and (limits.max_event_attributes or 0) >= _MOST_EVENT_ATTRIBUTES
         and tracer._is_enabled()
         and not os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")
     )
@@ -129,6 +136,10 @@ class Borrowed:
 
     def record_exception(self, exception: Exception) -> None:
         pass
+
+    def note(self, event: Event) -> None:
+        if self.span.is_recording():
+            self.span.add_event(event.name, event.attributes, event.timestamp)
 
     def finish(self, exchange: Exchange) -> None:
         pass
@@ -273,6 +284,9 @@ class _DroppedSpan(NonRecordingSpan):
     def _context(self) -> SpanContext:  # type: ignore[override]
         return SpanContext(self.trace_id, self.span_id, False, self._flags, self._state)
 
+    def note(self, event: Event) -> None:
+        pass
+
     def finish(self, exchange: Exchange) -> None:
         pass
 
@@ -345,7 +359,8 @@ class ServerSpan(SdkSpan):
             lock = self._made_lock = threading.Lock()
             most = self._limits.max_span_attributes
             self._made_attributes = BoundedAttributes(most, self._attributes, immutable=False)
-            self._events = self._new_events()  # type: ignore[no-untyped-call]
+            noted, self._events = self._events, self._new_events()  # type: ignore[no-untyped-call]
+            self._events.extend(noted)
             self._links = self._new_links(())
         return lock
 
@@ -368,6 +383,15 @@ class ServerSpan(SdkSpan):
     @property
     def _instrumentation_info(self) -> Any:  # type: ignore[override]
         return self._home.tracer.instrumentation_info
+
+    def note(self, event: Event) -> None:
+        """Add an event, without becoming a full span for the first few."""
+        if self._end_time is not None:
+            pass
+        elif self._made_lock is None and len(self._events) < _MOST_NOTED:
+            self._events = (*self._events, event)
+        else:
+            self.add_event(event.name, event.attributes, event.timestamp)
 
     def finish(self, exchange: Exchange) -> None:
         """Set the outcome and end, without becoming a full span for it."""

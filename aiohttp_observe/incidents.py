@@ -1,0 +1,258 @@
+"""What has gone wrong, by place: lines that blocked the loop, and failures that nobody handled.
+
+Kept for ``/_tasks/incidents``, bounded, as plain values.  Messages of exceptions are left to
+the log: they may say what isn't everybody's business.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import PurePath
+from time import perf_counter, time
+from typing import Any, Generic, TypeVar
+
+from .exchange import taken
+from .tasks.model import Frame
+
+__all__ = ["Block", "Cause", "Incidents", "SpanPlace", "own_line"]
+
+_MOST = 200
+"""Lines, and kinds of failure, that are kept."""
+_MOST_VICTIMS = 20
+
+_Kind = tuple[str, "str | None", "str | None", "Frame | None"]
+"""A kind of failure: kind, exception's name, coroutine function's name, line."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why the loop was held.
+
+    ``kind``        ``cpu``, ``blocking_call``, ``gc``, ``gil``, ``throttled`` or ``unknown``
+    ``confidence``  ``low``, ``medium`` or ``high``
+    ``evidence``    what was measured, a sentence
+    """
+
+    kind: str
+    confidence: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPlace:
+    """The server span of the request that blocked: it may have ended, so only its ids."""
+
+    trace_id: int
+    span_id: int
+    sampled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A stretch for which the loop didn't turn, and who is to blame.  Plain values only.
+
+    ``started``  when, `time.perf_counter` seconds, right to half a beat of the loop watch
+    ``seconds``  how long, right to half a beat
+    ``frame``    the line seen there most often, the innermost of the service's own
+    ``stack``    as it was seen there, innermost first
+    ``task``     number of the task, ``None`` for a bare callback
+    ``request``  method and route of the request that the task works for
+    ``scope``    `id` of the `Scope` that the request belongs to: applications may share a loop
+    """
+
+    started: float
+    seconds: float
+    frame: Frame
+    stack: tuple[Frame, ...]
+    task: int | None
+    task_name: str | None
+    request: str | None
+    request_id: str | None
+    trace_id: str | None
+    span: SpanPlace | None
+    scope: int | None
+    cause: Cause
+
+
+class Incidents:
+    """What one application has seen, at most 200 lines and 200 kinds of failure.
+
+    The one that was seen longest ago makes room for a new one, and is counted.  All methods
+    may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        # Failures are also told by finalizers, which may run in the middle of anything here:
+        # what can't be added at once is added with the next.
+        self._lock = threading.Lock()
+        self._told: deque[Callable[[], None]] = deque(maxlen=_MOST)
+        self._blocked: _Recent[Frame, _BlockedLine] = _Recent(_BlockedLine)
+        self._unhandled: _Recent[_Kind, _FailureKind] = _Recent(_FailureKind)
+
+    def blocked(self, block: Block, victims: Sequence[str] = (), victims_total: int = 0) -> None:
+        """Add a block, with the ids of requests that it kept waiting (20 are kept) and their number."""
+        example = _example(block, victims, victims_total)
+        self._add(lambda: self._blocked.use(block.frame).add(block, example))
+
+    def unhandled(
+        self,
+        kind: str,
+        *,
+        exception: str | None = None,
+        coro: str | None = None,
+        frame: Frame | None = None,
+        task: str | None = None,
+        request_id: str | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        """Add a failure: its kind, as ``asyncio_unhandled_total`` has it, and whose it was."""
+        now = time()
+        example = {"at": _text(now), "task": task, "request_id": request_id, "trace_id": trace_id}
+        self._add(lambda: self._unhandled.use((kind, exception, coro, frame)).add(now, example))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``/_tasks/incidents``: what blocked longest in total, what failed most, first."""
+        with self._lock:
+            self._settle()
+            blocked = [line.to_dict(frame) for frame, line in self._blocked.items()]
+            unhandled = [failure.to_dict(*kind) for kind, failure in self._unhandled.items()]
+            left_out = self._blocked.left_out + self._unhandled.left_out
+        blocked.sort(key=lambda row: row["total_seconds"], reverse=True)
+        unhandled.sort(key=lambda row: row["count"], reverse=True)
+        return {"blocked": blocked, "unhandled": unhandled, "left_out": left_out}
+
+    def _add(self, what: Callable[[], None]) -> None:
+        self._told.append(what)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _settle(self) -> None:
+        for add in taken(self._told):
+            add()
+
+
+class _Recent(Generic[K, V]):
+    """The values used last, in that order; ``left_out`` counts those that made room."""
+
+    def __init__(self, make: Callable[[], V]) -> None:
+        self.left_out = 0
+        self._make = make
+        self._values: dict[K, V] = {}
+
+    def use(self, key: K) -> V:
+        value = self._values.pop(key, None) or self._make()
+        self._values[key] = value
+        if len(self._values) > _MOST:
+            del self._values[next(iter(self._values))]
+            self.left_out += 1
+        return value
+
+    def items(self) -> list[tuple[K, V]]:
+        return list(self._values.items())
+
+
+class _BlockedLine:
+    """The blocks of one line; the longest is the example."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._total = self._longest = 0.0
+        self._first_at = self._last_at = 0.0
+        self._cause: Cause | None = None
+        self._example: dict[str, Any] = {}
+
+    def add(self, block: Block, example: dict[str, Any]) -> None:
+        self._last_at = time()
+        self._first_at = self._first_at or self._last_at
+        self._count += 1
+        self._total += block.seconds
+        if block.seconds > self._longest:
+            self._longest = block.seconds
+            self._cause, self._example = block.cause, example
+
+    def to_dict(self, frame: Frame) -> dict[str, Any]:
+        return {
+            "frame": asdict(frame),
+            "count": self._count,
+            "total_seconds": self._total,
+            "longest_seconds": self._longest,
+            "first_at": _text(self._first_at),
+            "last_at": _text(self._last_at),
+            "cause": None if self._cause is None else asdict(self._cause),
+            "example": self._example,
+        }
+
+
+class _FailureKind:
+    """The failures of one kind at one place; the latest is the example."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first_at = self._last_at = 0.0
+        self._example: dict[str, Any] = {}
+
+    def add(self, now: float, example: dict[str, Any]) -> None:
+        self._count += 1
+        self._first_at = self._first_at or now
+        self._last_at = now
+        self._example = example
+
+    def to_dict(
+        self, kind: str, exception: str | None, coro: str | None, frame: Frame | None
+    ) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "exception": exception,
+            "coro": coro,
+            "frame": None if frame is None else asdict(frame),
+            "count": self._count,
+            "first_at": _text(self._first_at),
+            "last_at": _text(self._last_at),
+            "example": self._example,
+        }
+
+
+def _example(block: Block, victims: Sequence[str], victims_total: int) -> dict[str, Any]:
+    return {
+        "at": _text(time() - perf_counter() + block.started),
+        "seconds": block.seconds,
+        "task": block.task_name,
+        "request": block.request,
+        "request_id": block.request_id,
+        "trace_id": block.trace_id,
+        "stack": [asdict(frame) for frame in block.stack],
+        "victims": list(victims[:_MOST_VICTIMS]),
+        "victims_total": victims_total,
+    }
+
+
+def _text(moment: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+_INSIDE = tuple(
+    f"{path}/"
+    for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), PurePath(__file__).parent)
+)
+
+
+def own_line(stack: Iterable[Frame]) -> Frame | None:
+    """The innermost of the service's own lines: no library's, and none of ours."""
+    return next((frame for frame in stack if not _is_library(frame.file)), None)
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith(("<frozen ", *_INSIDE)) or "/site-packages/" in file or "/dist-packages/" in file

@@ -1,0 +1,119 @@
+"""Why the loop was held: one small rule a cause, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..incidents import Cause
+
+__all__ = ["Facts", "cause_of"]
+
+_MOST, _NEARLY_ALL = 0.5, 0.8
+_WORKING, _IDLE = 0.6, 0.4
+"""Shares of time on a CPU: the stretch that is measured begins up to a beat before the block."""
+_CONTENDING = 0.15
+_ONE_CORE = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was measured between the beats around a block, in seconds.
+
+    ``seconds``     between the beats
+    ``blocked``     of these, that the block lasted
+    ``cpu``         CPU time of the loop's thread
+    ``others``      CPU time of all other threads
+    ``collecting``  spent collecting garbage, in whichever thread
+    ``throttled``   in which the container got no CPU
+    ``starved``     in which the watching thread couldn't run, though it wanted to
+    ``in_call``     whether the thread was mostly seen in a call of something not Python code
+    """
+
+    seconds: float
+    blocked: float
+    cpu: float
+    others: float
+    collecting: float
+    throttled: float
+    starved: float
+    in_call: bool
+
+    @property
+    def busy(self) -> float:
+        """Share of the time that the loop's thread was on a CPU."""
+        return self.cpu / self.seconds
+
+    @property
+    def off(self) -> float:
+        """Seconds for which it was not."""
+        return max(self.seconds - self.cpu, 0.0)
+
+
+def cause_of(facts: Facts) -> Cause:
+    """The first rule that applies."""
+    return next(filter(None, (rule(facts) for rule in _RULES)))
+
+
+def _throttled(facts: Facts) -> Cause | None:
+    share = min(facts.throttled, facts.off) / facts.blocked
+    if share < _MOST:
+        return None
+    evidence = f"the container got no CPU for {facts.throttled:.2f} s: it had used up its share"
+    return Cause("throttled", _grade(share), evidence)
+
+
+def _gc(facts: Facts) -> Cause | None:
+    share = facts.collecting / facts.blocked
+    if share < _MOST:
+        return None
+    return Cause("gc", _grade(share), f"garbage was collected for {facts.collecting:.2f} s of it")
+
+
+def _gil(facts: Facts) -> Cause | None:
+    """Other threads use a core, and the loop's gets less of it than it would if it waited for nothing."""
+    if facts.busy >= _WORKING or facts.others < _ONE_CORE * facts.off:
+        return None
+    evidence = f"other threads used {facts.others:.2f} s of CPU while the loop's, with {facts.cpu:.2f} s, "
+    if facts.starved >= _MOST * facts.blocked:
+        return Cause("gil", "high", evidence + "and the watching one couldn't run")
+    if facts.busy >= _CONTENDING:
+        return Cause("gil", "medium", evidence + "waited in between")
+    return None
+
+
+def _cpu(facts: Facts) -> Cause | None:
+    if facts.busy < _WORKING:
+        return None
+    return Cause("cpu", _grade(facts.busy), _time_on_cpu(facts))
+
+
+def _blocking_call(facts: Facts) -> Cause | None:
+    if facts.busy > _IDLE or facts.starved >= _MOST * facts.blocked:
+        return None
+    if facts.in_call:
+        return Cause("blocking_call", "high", f"{_time_on_cpu(facts)}, and was seen waiting in a call")
+    return Cause("blocking_call", "medium", _time_on_cpu(facts))
+
+
+def _unknown(facts: Facts) -> Cause:
+    return Cause("unknown", "low", _time_on_cpu(facts))
+
+
+_RULES: tuple[Callable[[Facts], Cause | None], ...] = (
+    _throttled,
+    _gc,
+    _gil,
+    _cpu,
+    _blocking_call,
+    _unknown,
+)
+"""What stops every thread comes first, and what only the loop's own thread does last."""
+
+
+def _grade(share: float) -> str:
+    return "high" if share >= _NEARLY_ALL else "medium"
+
+
+def _time_on_cpu(facts: Facts) -> str:
+    return f"the loop's thread was on a CPU for {facts.cpu:.2f} of {facts.seconds:.2f} s"

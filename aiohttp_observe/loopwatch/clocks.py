@@ -1,0 +1,65 @@
+"""What is read at each beat: the CPU time of the loop's thread and of the process, and collections'."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from time import perf_counter
+from typing import Any, NamedTuple
+
+__all__ = ["COLLECTIONS", "Reading", "read"]
+
+_own_cpu = getattr(time, "thread_time", time.process_time)
+
+
+class Reading(NamedTuple):
+    """Seconds, each since some moment in the past; all threads' CPU time is ``process``."""
+
+    at: float
+    cpu: float
+    process: float
+    collecting: float
+
+
+def read() -> Reading:
+    """The clocks now; ``cpu`` is the calling thread's.  About a microsecond."""
+    return Reading(perf_counter(), _own_cpu(), time.process_time(), COLLECTIONS.seconds)
+
+
+class _Collections:
+    """The seconds that garbage collections took, in whichever thread: they stop all.
+
+    Measured by one hook in `gc.callbacks`, which is there while anybody wants it.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+        self._users: set[object] = set()
+        self._lock = threading.Lock()
+
+    def enter(self, user: object) -> None:
+        with self._lock:
+            if not self._users:
+                self._began = 0.0
+                gc.callbacks.append(self._hear)
+            self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """A second call has no effect."""
+        with self._lock:
+            if user in self._users:
+                self._users.remove(user)
+                if not self._users:
+                    gc.callbacks.remove(self._hear)
+
+    def _hear(self, phase: str, info: dict[str, Any]) -> None:
+        if phase == "start":
+            self._began = perf_counter()
+        elif self._began:
+            self.seconds += perf_counter() - self._began
+
+
+COLLECTIONS = _Collections()
+"""The one of the process."""

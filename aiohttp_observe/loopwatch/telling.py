@@ -1,0 +1,92 @@
+"""Who is told of a block: the log, meters and listeners."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import PurePath
+from typing import Any, Protocol, TypeVar
+
+from ..exchange import Meter
+from ..incidents import Block
+
+__all__ = ["Listener", "inform", "report", "tell"]
+
+logger = logging.getLogger("aiohttp_observe.loopwatch")
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Who hears of blocks, as they end.  What it raises is counted, and harms nobody."""
+
+    def stalled(self, started: float, seconds: float, culprit: str | None) -> None:
+        """The loop turns again: called on it, before the watchdog has made a `Block` of it.
+
+        ``started`` is the block's, ``culprit`` the id of the request that it worked for.
+        """
+
+    def blocked(self, block: Block) -> None:
+        """Called in the watchdog's thread, once for each block."""
+
+
+def report(meters: Iterable[Meter], to: Callable[[Meter], None]) -> None:
+    """Report ``to`` each meter; one that raises, against its contract, harms nobody."""
+    for meter in meters:
+        try:
+            to(meter)
+        except Exception:
+            with suppress(Exception):
+                meter.internal_error("loopwatch")
+
+
+def inform(listeners: Iterable[T], of: Callable[[T], None], meters: Iterable[Meter]) -> None:
+    """Tell each listener ``of`` something; errors are reported to ``meters``."""
+    for listener in listeners:
+        try:
+            of(listener)
+        except Exception:
+            report(meters, lambda meter: meter.internal_error("loopwatch"))
+
+
+def tell(block: Block, seen: int, looks: int, *, still: bool) -> None:
+    """Log it, in the watchdog's thread: the loop is blocked, or has just got going again."""
+    frame = block.frame
+    logger.warning(
+        "event loop %s %.2f s in %s (%s:%d) by %s%s",
+        "still blocked after" if still else "blocked for",
+        block.seconds,
+        frame.function,
+        PurePath(frame.file).name,
+        frame.line,
+        _culprit(block),
+        "" if seen == looks else f", seen there at {seen} of {looks} looks",
+        extra=_fields(block, still),
+    )
+
+
+def _culprit(block: Block) -> str:
+    if block.task_name is None:
+        return "a callback"
+    request = "" if block.request is None else f", {block.request}"
+    return f"task {block.task_name}{request}"
+
+
+def _fields(block: Block, still: bool) -> dict[str, Any]:
+    """The ``extra`` of the log line: those that there are."""
+    frame, cause = block.frame, block.cause
+    fields = {
+        "blocked_ms": round(block.seconds * 1000, 1),
+        "cause": cause.kind,
+        "cause_confidence": cause.confidence,
+        "cause_evidence": cause.evidence,
+        "code.function": frame.function,
+        "code.filepath": frame.file,
+        "code.lineno": frame.line,
+        "still_blocked": still or None,
+        "task": block.task_name,
+        "request_id": block.request_id,
+        "trace_id": block.trace_id,
+    }
+    return {name: value for name, value in fields.items() if value is not None}

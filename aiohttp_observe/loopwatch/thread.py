@@ -1,0 +1,153 @@
+"""The thread that runs a loop, seen from another one."""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+from types import CodeType, FrameType
+from typing import Any
+
+from ..incidents import SpanPlace, own_line
+from ..tasks.model import Frame
+from ..tasks.places import place_of
+from ..tasks.tracker import exchange_of, number_of
+from . import pulse
+
+__all__ = ["LoopThread", "Sighting", "Usage"]
+
+_DEEPEST = 50
+_WINDOW = 10
+"""Seconds that utilization looks back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What the loop's thread was seen doing: ``place`` is the line to name.  Plain values only."""
+
+    place: Frame
+    task: int | None
+    task_name: str | None = field(compare=False)
+    request: str | None = field(compare=False)
+    request_id: str | None = field(compare=False)
+    trace_id: str | None = field(compare=False)
+    span: SpanPlace | None = field(compare=False)
+    scope: int | None = field(compare=False)
+    stack: tuple[Frame, ...] = field(compare=False)
+    in_call: bool = field(compare=False)
+    """Whether its innermost line was in a call of something that isn't Python code."""
+
+
+class LoopThread:
+    """The thread that runs ``loop``: made in it, asked from another one."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ident = threading.get_ident()
+        self.clock = _cpu_clock(self.ident)
+        self._loop = loop
+
+    def is_gone(self) -> bool:
+        """Whether nobody will run the loop any more."""
+        return self._loop.is_closed() or self.ident not in sys._current_frames()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the thread, of the whole process where threads have no clock."""
+        if self.clock is None:
+            return time.process_time()
+        try:
+            return self.clock()
+        except OSError:  # the thread has ended
+            return 0.0
+
+    def look(self, caller: CodeType | None) -> Sighting | None:
+        """What it does now, ``None`` unless it is in a callback of others.  ``caller``: see `Pulse`."""
+        if not self._loop.is_running():
+            return None
+        frame = sys._current_frames().get(self.ident)
+        stack = _callback_stack(frame, caller)
+        if frame is None or not stack or stack[-1].file == pulse.__file__:
+            return None
+        return _sighting(stack, _current_task(self._loop), _is_in_call(frame))
+
+
+class Usage:
+    """How much of the time a thread is on a CPU."""
+
+    def __init__(self, thread: LoopThread) -> None:
+        self._thread = thread
+        self._noted = deque([(perf_counter(), thread.cpu_seconds())], maxlen=_WINDOW)
+
+    def note(self, now: float, cpu: float) -> None:
+        if now - self._noted[-1][0] >= 1.0:
+            self._noted.append((now, cpu))
+
+    def share(self) -> float | None:
+        since, before = self._noted[0]
+        elapsed = perf_counter() - since
+        if self._thread.clock is None or elapsed <= 0:
+            return None
+        return min(max((self._thread.cpu_seconds() - before) / elapsed, 0.0), 1.0)
+
+
+def _cpu_clock(ident: int) -> Callable[[], float] | None:
+    clock_of = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
+    return None if clock_of is None else partial(time.clock_gettime, clock_of(ident))
+
+
+def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task(loop)
+    except RuntimeError:  # a loop implementation that answers in its own thread only
+        return None
+
+
+_HANDLE_RUN = asyncio.Handle._run.__code__
+
+
+def _callback_stack(frame: FrameType | None, caller: CodeType | None) -> tuple[Frame, ...]:
+    """Where a loop's thread is within a callback, innermost first; empty if it isn't in one."""
+    stack: list[Frame] = []
+    while frame is not None and frame.f_code is not caller:
+        if len(stack) < _DEEPEST:
+            stack.append(place_of(frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    if frame is None:  # asyncio's select has no Handle._run beneath it
+        return ()
+    if not stack and caller is _HANDLE_RUN:  # a callback written in C, which has no frame
+        stack.append(place_of(frame.f_code, frame.f_lasti))
+    return tuple(stack)
+
+
+def _is_in_call(frame: FrameType) -> bool:
+    """Whether the instruction a frame is at calls something: ``with`` and ``for`` do so unseen."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    name = dis.opname[code[at]] if 0 <= at < len(code) else ""
+    return name.startswith(("CALL", "PRECALL", "BEFORE_", "WITH_", "SETUP_WITH", "FOR_ITER"))
+
+
+def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, in_call: bool) -> Sighting:
+    exchange = None if task is None else exchange_of(task)
+    span = None if exchange is None else exchange.span
+    return Sighting(
+        place=own_line(stack) or stack[0],
+        task=None if task is None else number_of(task),
+        task_name=None if task is None else task.get_name(),
+        request=None if exchange is None else f"{exchange.method} {exchange.route}",
+        request_id=None if exchange is None else exchange.request_id,
+        trace_id=None if exchange is None else exchange.trace_id,
+        span=None if exchange is None or span is None else _span_place(span, exchange.sampled),
+        scope=None if exchange is None else id(exchange.scope),
+        stack=stack,
+        in_call=in_call,
+    )
+
+
+def _span_place(span: Any, sampled: bool) -> SpanPlace:
+    return SpanPlace(span.trace_id, span.span_id, sampled)

@@ -1,0 +1,255 @@
+"""The thread that looks while the pulse is overdue, and tells what it saw."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from time import perf_counter
+
+from ..incidents import Block, Cause
+from .cause import Facts, cause_of
+from .clocks import COLLECTIONS, Reading
+from .pulse import Late, Pulse
+from .telling import Listener, inform, report, tell
+from .thread import LoopThread, Sighting, Usage
+from .throttling import Throttling
+
+__all__ = ["Watchdog"]
+
+_LONGEST_PAUSE = 1.0
+"""Seconds between looks at a long block."""
+_STILL_BLOCKED = 5.0
+"""Age in seconds at which a block is told though it goes on: it may never end."""
+_MOST_SIGHTINGS = 50
+_CLOSE_TIMEOUT = 2.0
+
+
+class Watchdog:
+    """Sleeps until ``pulse`` is overdue.  ``over`` is called when there is nothing left to watch."""
+
+    def __init__(
+        self,
+        loop_thread: LoopThread,
+        usage: Usage,
+        pulse: Pulse,
+        threshold: float,
+        over: Callable[[], None],
+    ) -> None:
+        self.listeners: tuple[Listener, ...] = ()
+        self._loop_thread = loop_thread
+        self._usage = usage
+        self._pulse = pulse
+        self._threshold = threshold
+        # Early, so that a block just as long as the threshold, which is overdue a beat less, has been
+        # seen when it ends; not earlier, because each time this thread wakes it contends with a busy
+        # loop for the interpreter lock.
+        self._suspicious = threshold * 0.6
+        self._over = over
+        self._late: deque[Late] = deque(maxlen=16)
+        self._throttling = _ThrottledSince(Throttling())
+        self._wake = threading.Event()
+        self._stopping = False
+        self._pause = 0.0
+        self._planned = perf_counter()
+        self._cpu = loop_thread.cpu_seconds()
+        self._sightings: _Sightings | None = None
+        self._thread = threading.Thread(target=self._run, name="aiohttp-observe-loop-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(_CLOSE_TIMEOUT)
+
+    def ended(self, late: Late) -> None:
+        """A beat came late: called on the loop."""
+        self._late.append(late)
+        self._wake.set()
+
+    def seen_since(self, due: float) -> Sighting | None:
+        """What has been seen most since the beat that was due at ``due`` didn't come; on the loop."""
+        sightings = self._sightings
+        return sightings.first if sightings is not None and sightings.due == due else None
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            self._planned = perf_counter() + self._pause
+            self._wake.wait(self._pause)
+            self._wake.clear()
+            last = self._stopping or (self._pulse.due < self._planned and self._loop_thread.is_gone())
+            self._pause = self._attend_safely()
+        self._over()
+
+    def _attend_safely(self) -> float:
+        try:
+            return min(self._attend(), _LONGEST_PAUSE)
+        except Exception:
+            report(self._pulse.meters, lambda meter: meter.internal_error("loopwatch"))
+            return self._suspicious
+
+    def _attend(self) -> float:
+        """Do what there is to do; returns the seconds until there may be more."""
+        due = self._pulse.due  # before the late beats: an end that is missed here is told next time
+        now = perf_counter()
+        starved = self._starved(now)
+        if self._sightings is not None:
+            self._sightings.starved += starved
+        self._tell_ended()
+        overdue = now - due
+        if overdue < self._suspicious:
+            self._throttling.note(now)
+            return self._suspicious - overdue
+        sightings = self._sightings
+        if sightings is None or sightings.due != due:
+            self._throttling.begin(overdue)
+            sightings = self._sightings = _Sightings(due, min(starved, overdue))
+        self._look(sightings, overdue - sightings.starved)
+        return max(overdue, self._threshold) / 4
+
+    def _starved(self, now: float) -> float:
+        """Seconds for which nothing ran: not this thread, which is late, nor the loop's, which used no CPU.
+
+        A callback that keeps the interpreter lock (a regular expression, one large sort) makes
+        this thread late too, but uses CPU meanwhile.
+        """
+        cpu = self._loop_thread.cpu_seconds()
+        used, self._cpu = cpu - self._cpu, cpu
+        self._usage.note(now, cpu)
+        late = now - self._planned
+        if late < self._threshold / 4:
+            return 0.0
+        # What it used while this thread was asleep as planned says nothing of the time since.
+        return max(late - max(used - self._pause, 0.0), 0.0)
+
+    def _look(self, sightings: _Sightings, lasting: float) -> None:
+        seen = self._loop_thread.look(self._pulse.caller)
+        if self._pulse.due != sightings.due:  # it ended meanwhile
+            return
+        sightings.add(seen)
+        if lasting >= _STILL_BLOCKED and sightings.first and not sightings.told:
+            sightings.told = True
+            seconds = lasting + self._pulse.interval / 2
+            cause = self._cause_so_far(sightings, seconds)
+            block = _block(self._pulse, sightings, sightings.first, seconds, cause)
+            tell(block, sightings.count, sightings.looks, still=True)
+
+    def _tell_ended(self) -> None:
+        while self._late:
+            late = self._late.popleft()
+            sightings = self._sightings
+            if sightings is not None and sightings.due == late.due:
+                self._sightings = None
+                self._end(sightings, late)
+
+    def _end(self, sightings: _Sightings, late: Late) -> None:
+        # It began somewhere between two beats.
+        seconds = late.lag + self._pulse.interval / 2
+        cause = self._cause(sightings, seconds, late.before, late.after)
+        if cause.kind not in _STARVING or sightings.found < 2:
+            seconds -= sightings.starved
+        first = sightings.first
+        if first is None or seconds + self._pulse.interval / 2 < self._threshold:
+            return
+        meters = self._pulse.meters
+        report(meters, lambda meter: meter.loop_blocked(seconds))
+        block = _block(self._pulse, sightings, first, seconds, cause)
+        inform(self.listeners, lambda listener: listener.blocked(block), meters)
+        tell(block, sightings.count, sightings.looks, still=False)
+
+    def _cause_so_far(self, sightings: _Sightings, seconds: float) -> Cause:
+        before = self._pulse.before
+        if self._loop_thread.clock is None:
+            return Cause("unknown", "low", "it goes on, and this system has no CPU clock for it")
+        cpu = self._loop_thread.cpu_seconds()
+        now = Reading(perf_counter(), cpu, time.process_time(), COLLECTIONS.seconds)
+        return self._cause(sightings, seconds, before, now)
+
+    def _cause(self, sightings: _Sightings, seconds: float, before: Reading, after: Reading) -> Cause:
+        cpu = after.cpu - before.cpu
+        return cause_of(
+            Facts(
+                seconds=after.at - before.at,
+                blocked=seconds,
+                cpu=cpu,
+                others=max(after.process - before.process - cpu, 0.0),
+                collecting=after.collecting - before.collecting,
+                throttled=self._throttling.seconds(),
+                starved=sightings.starved,
+                in_call=sightings.in_calls * 2 > sightings.looks,
+            )
+        )
+
+
+_STARVING = ("throttled", "gil")
+"""Causes that keep the watching thread from running too, and explain why it couldn't.
+
+What it saw only once, after that, may have begun after it: no reason to name it."""
+
+
+class _Sightings:
+    """What was seen while the beat that was due at ``due`` did not come; ``first`` most often."""
+
+    def __init__(self, due: float, starved: float) -> None:
+        self.due = due
+        self.starved = starved
+        self.told = False
+        self.looks = 0
+        self.found = 0
+        self.in_calls = 0
+        self.count = 0
+        self.first: Sighting | None = None
+        self._seen: Counter[Sighting] = Counter()
+
+    def add(self, seen: Sighting | None) -> None:
+        self.looks += 1
+        if seen is None:
+            return
+        self.found += 1
+        self.in_calls += seen.in_call
+        if seen in self._seen or len(self._seen) < _MOST_SIGHTINGS:
+            self._seen[seen] += 1
+            ((self.first, self.count),) = self._seen.most_common(1)
+
+
+class _ThrottledSince:
+    """How long the container was throttled in a block, from two readings and one at most a second before."""
+
+    def __init__(self, throttling: Throttling) -> None:
+        self._now = throttling.seconds
+        self._noted_at = perf_counter()
+        self._noted = self._begun = throttling.seconds()
+        self._missed = 0.0
+
+    def note(self, now: float) -> None:
+        """All is well."""
+        if now - self._noted_at >= 1.0:
+            self._noted_at, self._noted = now, self._now()
+
+    def begin(self, overdue: float) -> None:
+        """A block is seen for the first time, ``overdue`` seconds after it began."""
+        self._begun = self._now()
+        self._missed = min(self._begun - self._noted, overdue)
+
+    def seconds(self) -> float:
+        """Since the block began."""
+        return self._missed + self._now() - self._begun
+
+
+def _block(pulse: Pulse, sightings: _Sightings, seen: Sighting, seconds: float, cause: Cause) -> Block:
+    return Block(
+        started=sightings.due - pulse.interval / 2,
+        seconds=seconds,
+        frame=seen.place,
+        stack=seen.stack,
+        task=seen.task,
+        task_name=seen.task_name,
+        request=seen.request,
+        request_id=seen.request_id,
+        trace_id=seen.trace_id,
+        span=seen.span,
+        scope=seen.scope,
+        cause=cause,
+    )
