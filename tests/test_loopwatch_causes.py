@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -26,7 +28,15 @@ from tests.service import PATIENCE, until
 # The rules
 
 NOTHING = Facts(
-    seconds=1.0, blocked=1.0, cpu=0.0, others=0.0, collecting=0.0, throttled=0.0, starved=0.0, in_call=False
+    seconds=1.0,
+    blocked=1.0,
+    cpu=0.0,
+    others=0.0,
+    collecting=0.0,
+    throttled=0.0,
+    starved=0.0,
+    contending=0.0,
+    in_call=False,
 )
 
 
@@ -44,7 +54,11 @@ NOTHING = Facts(
         (replace(NOTHING, cpu=0.95, collecting=0.9), "gc", "high"),
         (replace(NOTHING, collecting=0.6, others=0.6), "gc", "medium"),
         (replace(NOTHING, cpu=0.95, collecting=0.3), "cpu", "high"),
-        (replace(NOTHING, cpu=0.3, others=0.7), "gil", "medium"),
+        (replace(NOTHING, cpu=0.3, others=0.7, contending=0.6), "gil", "high"),
+        (replace(NOTHING, cpu=0.1, others=0.9, contending=0.3), "gil", "medium"),
+        (replace(NOTHING, cpu=0.3, others=0.7, contending=None), "gil", "low"),
+        (replace(NOTHING, cpu=0.3, others=0.7), "blocking_call", "medium"),
+        (replace(NOTHING, cpu=0.3, contending=0.6), "blocking_call", "medium"),
         (replace(NOTHING, others=1.0, starved=0.9), "gil", "high"),
         (replace(NOTHING, cpu=0.3, others=0.3), "blocking_call", "medium"),
         (replace(NOTHING, cpu=0.1, throttled=0.9), "throttled", "high"),
@@ -137,7 +151,8 @@ def test_the_cause_of_a_block_is_told(
     assert record.cause_evidence == block.cause.evidence
 
 
-def test_threads_that_use_the_interpreter_lock_are_the_cause(loop: asyncio.AbstractEventLoop) -> None:
+@contextmanager
+def busy_threads() -> Iterator[None]:
     over = threading.Event()
 
     def compute() -> None:
@@ -148,13 +163,27 @@ def test_threads_that_use_the_interpreter_lock_are_the_cause(loop: asyncio.Abstr
     for thread in threads:
         thread.start()
     try:
-        block = block_by(loop, burn, "gil")
+        yield
     finally:
         over.set()
         for thread in threads:
             thread.join()
+
+
+def test_threads_that_use_the_interpreter_lock_are_the_cause(loop: asyncio.AbstractEventLoop) -> None:
+    with busy_threads():
+        block = block_by(loop, burn, "gil")
     assert block.cause.kind == "gil"
     assert "other threads used" in block.cause.evidence
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how often a thread waits")
+def test_a_call_that_waits_is_the_cause_however_busy_other_threads_are(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    with busy_threads():
+        block = block_by(loop, wait, "blocking_call")
+    assert block.cause.kind == "blocking_call"
 
 
 def test_a_listener_hears_of_each_block_and_before_of_the_stall(loop: asyncio.AbstractEventLoop) -> None:

@@ -12,7 +12,7 @@ __all__ = ["Facts", "cause_of"]
 _MOST, _NEARLY_ALL = 0.5, 0.8
 _WORKING, _IDLE = 0.6, 0.4
 """Shares of time on a CPU: the stretch that is measured begins up to a beat before the block."""
-_CONTENDING = 0.15
+_SOME = 0.3
 _ONE_CORE = 0.7
 
 
@@ -27,6 +27,8 @@ class Facts:
     ``collecting``  spent collecting garbage, in whichever thread
     ``throttled``   in which the container got no CPU
     ``starved``     in which the watching thread couldn't run, though it wanted to
+    ``contending``  in which the loop's thread woke at every switch interval, as one does that
+                    waits for the interpreter lock; ``None`` where that isn't known
     ``in_call``     whether the thread was mostly seen in a call of something not Python code
     """
 
@@ -37,6 +39,7 @@ class Facts:
     collecting: float
     throttled: float
     starved: float
+    contending: float | None
     in_call: bool
 
     @property
@@ -71,15 +74,18 @@ def _gc(facts: Facts) -> Cause | None:
 
 
 def _gil(facts: Facts) -> Cause | None:
-    """Other threads use a core, and the loop's gets less of it than it would if it waited for nothing."""
+    """Other threads use a core while the loop's is off its CPU, but doesn't sleep."""
     if facts.busy >= _WORKING or facts.others < _ONE_CORE * facts.off:
         return None
     evidence = f"other threads used {facts.others:.2f} s of CPU while the loop's, with {facts.cpu:.2f} s, "
     if facts.starved >= _MOST * facts.blocked:
         return Cause("gil", "high", evidence + "and the watching one couldn't run")
-    if facts.busy >= _CONTENDING:
-        return Cause("gil", "medium", evidence + "waited in between")
-    return None
+    if facts.contending is None:
+        return Cause("gil", "low", evidence + "may have waited for them") if facts.busy >= _SOME else None
+    if facts.contending < _SOME * facts.off:
+        return None
+    confidence = "high" if facts.contending >= _MOST * facts.off else "medium"
+    return Cause("gil", confidence, evidence + "asked for the interpreter lock again and again")
 
 
 def _cpu(facts: Facts) -> Cause | None:

@@ -10,21 +10,39 @@ from typing import Any, NamedTuple
 
 __all__ = ["COLLECTIONS", "Reading", "read"]
 
-_own_cpu = getattr(time, "thread_time", time.process_time)
-
 
 class Reading(NamedTuple):
-    """Seconds, each since some moment in the past; all threads' CPU time is ``process``."""
+    """Seconds, each since some moment in the past; all threads' CPU time is ``process``.
+
+    ``waits`` is how often the thread gave its CPU away to wait for something, ``None`` where
+    the system doesn't tell (all but Linux).
+    """
 
     at: float
     cpu: float
     process: float
     collecting: float
+    waits: int | None
 
 
 def read() -> Reading:
-    """The clocks now; ``cpu`` is the calling thread's.  About a microsecond."""
-    return Reading(perf_counter(), _own_cpu(), time.process_time(), COLLECTIONS.seconds)
+    """The clocks now; ``cpu`` and ``waits`` are the calling thread's.  About 2 µs."""
+    return Reading(perf_counter(), _own_cpu(), time.process_time(), COLLECTIONS.seconds, _own_waits())
+
+
+_own_cpu = getattr(time, "thread_time", time.process_time)
+
+
+def _own_waits() -> int | None:
+    return None if _OF_THREAD is None else resource.getrusage(_OF_THREAD).ru_nvcsw
+
+
+try:
+    import resource
+except ImportError:  # Windows
+    _OF_THREAD = None
+else:
+    _OF_THREAD = getattr(resource, "RUSAGE_THREAD", None)
 
 
 class _Collections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -164,7 +165,7 @@ class Watchdog:
         if self._loop_thread.clock is None:
             return Cause("unknown", "low", "it goes on, and this system has no CPU clock for it")
         cpu = self._loop_thread.cpu_seconds()
-        now = Reading(perf_counter(), cpu, time.process_time(), COLLECTIONS.seconds)
+        now = Reading(perf_counter(), cpu, time.process_time(), COLLECTIONS.seconds, None)
         return self._cause(sightings, seconds, before, now)
 
     def _cause(self, sightings: _Sightings, seconds: float, before: Reading, after: Reading) -> Cause:
@@ -178,9 +179,16 @@ class Watchdog:
                 collecting=after.collecting - before.collecting,
                 throttled=self._throttling.seconds(),
                 starved=sightings.starved,
+                contending=_contending(before, after),
                 in_call=sightings.in_calls * 2 > sightings.looks,
             )
         )
+
+
+def _contending(before: Reading, after: Reading) -> float | None:
+    if before.waits is None or after.waits is None:
+        return None
+    return (after.waits - before.waits) * sys.getswitchinterval()
 
 
 _STARVING = ("throttled", "gil")
