@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from functools import partial
+from itertools import islice
+from time import perf_counter
 from typing import Any
 
 from .exchange import Exchange
@@ -16,16 +19,28 @@ from .middleware import Recorder
 from .profile import profile
 from .tasks import (
     LoopState,
+    Snapshot,
     find_tasks,
+    findings_to_dict,
+    is_forgotten,
     json_pieces,
+    note_contention,
     number_of,
+    resources_to_dict,
     snapshot_without_blocking,
+    tree_of,
+    tree_text,
+    tree_to_dict,
     waits_for,
 )
 
 __all__ = ["Documents"]
 
 _MOST_TASKS = 100_000
+_MOST_NODES = 5000
+_FRAMES = 20
+_STUCK_SECONDS = 1.0
+_MOST_LOOKED_AT = 50
 
 
 class Documents:
@@ -42,6 +57,7 @@ class Documents:
         self._monitor: LoopMonitor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._noted = 0.0
         self._history = History(
             lag=lambda: self.loop_state().lag_seconds,
             utilization=lambda: self.loop_state().utilization,
@@ -60,6 +76,11 @@ class Documents:
     def note(self) -> None:
         """To be called several times a second, on the application's loop."""
         self._history.note()
+        now = perf_counter()
+        if now - self._noted >= _STUCK_SECONDS:
+            self._noted = now
+            flights = islice(self._recorder.in_flight.values(), _MOST_LOOKED_AT)
+            note_contention(flight.task for flight in flights if _is_stuck(flight.exchange, now))
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -73,13 +94,31 @@ class Documents:
         return LoopState() if self._monitor is None else self._monitor.state()
 
     async def tasks(self, **filters: Any) -> str:
-        snapshot = await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
+        snapshot = await self._snapshot(**filters)
         return await _joined(json_pieces(snapshot))
 
     async def picture(self, *, allow_cancel: bool, **filters: Any) -> str:
-        snapshot = await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
+        snapshot = await self._snapshot(**filters)
         point = {**self._history.now(), "waiting": snapshot.summary.waiting}
-        return await _joined(json_pieces(snapshot, {"point": point, "allow_cancel": allow_cancel}))
+        more = {**findings_to_dict(snapshot), "point": point, "allow_cancel": allow_cancel}
+        return await _joined(json_pieces(snapshot, more))
+
+    async def groups(self, **filters: Any) -> str:
+        snapshot = await self._snapshot(**{**filters, "limit": 1})
+        return _text({"taken_at": snapshot.taken_at, "groups": findings_to_dict(snapshot)["groups"]})
+
+    async def tree(self) -> str:
+        return _text(tree_to_dict(tree_of(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES))))
+
+    async def tree_text(self) -> str:
+        return tree_text(tree_of(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
+
+    async def resources(self) -> str:
+        return _text(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
+
+    async def is_forgotten(self, number: int) -> bool | None:
+        found = find_tasks([number], self.loop)
+        return is_forgotten(found[0]) if found else None
 
     def incidents(self) -> dict[str, Any]:
         return self._incidents.to_dict()
@@ -97,7 +136,7 @@ class Documents:
         return await asyncio.get_running_loop().run_in_executor(None, partial(profile, self._thread, seconds))
 
     async def matching(self, **filters: Any) -> list[asyncio.Task[Any]]:
-        snapshot = await snapshot_without_blocking(self.loop, limit=_MOST_TASKS, frames=1, **filters)
+        snapshot = await self._snapshot(limit=_MOST_TASKS, frames=1, **filters)
         own = asyncio.current_task()
         found = find_tasks([task.id for task in snapshot.tasks], self.loop)
         return [task for task in found if task is not own]
@@ -107,9 +146,20 @@ class Documents:
             self.loop.call_soon_threadsafe(task.cancel)
         return [number_of(task) for task in tasks]
 
+    async def _snapshot(self, **filters: Any) -> Snapshot:
+        return await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
+
     def _line_of(self, exchange: Exchange) -> tuple[int | None, str | None]:
         flight = self._recorder.in_flight.get(exchange)
         return (None, None) if flight is None else (number_of(flight.task), waits_for(flight.task))
+
+
+def _is_stuck(exchange: Exchange, now: float) -> bool:
+    return exchange.suspended_at is not None and now - exchange.suspended_at >= _STUCK_SECONDS
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"))
 
 
 async def _joined(pieces: Any) -> str:

@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Any
 
 from .exchange import CURRENT, Exchange, Meter, current_exchange
-from .incidents import Incidents, own_line
+from .incidents import Incidents
 from .options import check_flag, check_positive
-from .tasks import birth_of, exchange_of
+from .tasks import birth_of, exchange_of, own_line
 from .tasks.model import Frame
 from .tasks.places import place_of
 

@@ -6,20 +6,18 @@ the log: they may say what isn't everybody's business.
 
 from __future__ import annotations
 
-import sysconfig
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import PurePath
 from time import perf_counter, time
 from typing import Any, Generic, TypeVar
 
 from .exchange import taken
 from .tasks.model import Frame
 
-__all__ = ["Block", "Cause", "Incidents", "SpanPlace", "own_line"]
+__all__ = ["Block", "Cause", "Incidents", "SpanPlace"]
 
 _MOST = 200
 """Lines, and kinds of failure, that are kept."""
@@ -241,18 +239,3 @@ def _text(moment: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
-
-
-_INSIDE = tuple(
-    f"{path}/"
-    for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), PurePath(__file__).parent)
-)
-
-
-def own_line(stack: Iterable[Frame]) -> Frame | None:
-    """The innermost of the service's own lines: no library's, and none of ours."""
-    return next((frame for frame in stack if not _is_library(frame.file)), None)
-
-
-def _is_library(file: str) -> bool:
-    return file.startswith(("<frozen ", *_INSIDE)) or "/site-packages/" in file or "/dist-packages/" in file

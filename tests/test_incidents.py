@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from aiohttp_observe.incidents import Block, Cause, Incidents, own_line
-from aiohttp_observe.tasks import Frame
+from aiohttp_observe.incidents import Block, Cause, Incidents
+from aiohttp_observe.tasks import Frame, own_line
 
 LINE = Frame("/srv/report.py", 88, "render")
 CAUSE = Cause("cpu", "high", "the loop's thread was on a CPU for 0.20 of 0.20 s")

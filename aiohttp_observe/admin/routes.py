@@ -29,6 +29,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_FORGOTTEN = "nothing but this task refers to what it waits for: nobody is left to wake it, most likely"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,6 +50,9 @@ class Routes:
         for path, handler in (
             ("", self.tasks),
             (r"/{id:\d{1,18}}", self.task),
+            ("/groups", self.groups),
+            ("/tree", self.tree),
+            ("/resources", self.resources),
             ("/incidents", self.incidents),
             ("/requests", self.requests),
             ("/requests/{request_id}", self.request),
@@ -104,7 +108,20 @@ class Routes:
         found = json.loads(await self._console.tasks(id=number, frames=MOST_FRAMES))["tasks"]
         if not found:
             return _problem("no such task: it has ended", 404)
+        if request.query.get("referrers") == "1" and await self._console.is_forgotten(number):
+            found[0]["warnings"].append(_FORGOTTEN)
         return web.json_response(found[0])
+
+    async def groups(self, request: web.Request) -> web.Response:
+        return _document(await self._console.groups(**chosen(request.query)))
+
+    async def tree(self, request: web.Request) -> web.Response:
+        if request.query.get("format") == "text":
+            return web.Response(text=await self._console.tree_text())
+        return _document(await self._console.tree())
+
+    async def resources(self, request: web.Request) -> web.Response:
+        return _document(await self._console.resources())
 
     async def incidents(self, request: web.Request) -> web.Response:
         return web.json_response(self._console.incidents())

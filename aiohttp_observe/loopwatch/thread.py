@@ -15,9 +15,9 @@ from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
 
-from ..incidents import SpanPlace, own_line
+from ..incidents import SpanPlace
 from ..tasks.model import Frame
-from ..tasks.places import place_of
+from ..tasks.places import own_line, place_of
 from ..tasks.tracker import exchange_of, number_of
 from . import pulse
 

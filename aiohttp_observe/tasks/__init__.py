@@ -14,7 +14,13 @@ loop is blocked.
 ``edges``       who waits for whom
 ``resources``   locks, queues, ...: holders and waiters
 ``deadlock``    cycles
+``holding``     for how long a lock has been held
+``groups``      tasks by where they stand
+``growth``      crowds that grow: leaks
 ``verdict``     what stands out, in sentences
+``warnings``    what is odd about single tasks
+``forgotten``   whether anybody can still wake a task
+``tree``        who awaits whom, and who started whom
 ``render``      JSON
 ``tracker``     `Tasks`: when, where, by whom and for which request a task was created
 ``drive``       drives a request's coroutine by hand, timing it
@@ -23,10 +29,14 @@ loop is blocked.
 """
 
 from .drive import SHORT, drive
+from .forgotten import is_forgotten
+from .holding import note_contention
 from .model import (
     Blocked,
     CoroCount,
+    Finding,
     Frame,
+    Group,
     LoopState,
     ProcessInfo,
     Resource,
@@ -36,9 +46,9 @@ from .model import (
     TaskInfo,
     Wait,
 )
-from .places import stack_of
-from .render import json_pieces, to_dict, to_json
-from .snapshot import count_tasks, find_task, find_tasks, snapshot_without_blocking, take_snapshot
+from .places import own_line, stack_of
+from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
+from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for
 from .tracker import (
     Birth,
@@ -50,6 +60,7 @@ from .tracker import (
     name_operation,
     number_of,
 )
+from .tree import Tree, tree_of, tree_text, tree_to_dict
 from .waits import register_wait_kind
 
 __all__ = [
@@ -57,7 +68,9 @@ __all__ = [
     "Birth",
     "Blocked",
     "CoroCount",
+    "Finding",
     "Frame",
+    "Group",
     "LoopState",
     "ProcessInfo",
     "Resource",
@@ -67,23 +80,31 @@ __all__ = [
     "TaskInfo",
     "TaskTracker",
     "Tasks",
+    "Tree",
     "Wait",
     "adopt",
     "birth_of",
     "count_tasks",
     "drive",
     "exchange_of",
-    "find_task",
     "find_tasks",
+    "findings_to_dict",
+    "is_forgotten",
     "json_pieces",
     "name_operation",
+    "note_contention",
     "number_of",
+    "own_line",
     "register_wait_kind",
+    "resources_to_dict",
     "snapshot_without_blocking",
     "stack_of",
     "suspended_for",
     "take_snapshot",
     "to_dict",
     "to_json",
+    "tree_of",
+    "tree_text",
+    "tree_to_dict",
     "waits_for",
 ]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 __all__ = [
     "Blocked",
     "CoroCount",
+    "Finding",
     "Frame",
+    "Group",
     "LoopState",
     "ProcessInfo",
     "Resource",
@@ -108,13 +110,53 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that tasks wait at: ids of those inside its ``async with`` and of those waiting."""
+    """Something that tasks wait at: ids of those inside its ``async with`` and of those waiting.
+
+    ``state``         whether it is open: ``locked``, ``2 free of 5``, ``3 of 10``
+    ``frame``         a line at which it is waited for
+    ``held_seconds``  for how long it has been held by the same task, at least; ``None`` if unknown
+    """
 
     id: int
     type: str
     detail: str
     holders: tuple[int, ...]
     waiters: tuple[int, ...]
+    state: str
+    frame: Frame | None
+    held_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tasks that stand at the same line.
+
+    ``frame``    the innermost of the service's own lines
+    ``wait``     the kind of waiting, ``None`` if they don't wait
+    ``example``  the id of one of them, the oldest
+    """
+
+    frame: Frame | None
+    coro: str
+    wait: str | None
+    detail: str
+    count: int
+    oldest_seconds: float | None
+    example: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence of the verdict, and its evidence: tasks, a resource, a line.
+
+    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``crowd`` or ``leak``.
+    """
+
+    sentence: str
+    kind: str
+    tasks: tuple[int, ...] = ()
+    resource: int | None = None
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +201,8 @@ class Snapshot:
     """The tasks of one loop at one moment, ``taken_at`` (RFC 3339, UTC).
 
     ``deadlocks`` are cycles of task ids, each waiting for the next and the last for the first.
-    ``verdict`` is what stands out, in sentences, worst first.
+    ``findings`` is what stands out, worst first; ``verdict`` are their sentences.
+    ``groups`` are the tasks by where they wait, the largest first, at most 50.
     ``truncated`` is the number of tasks that passed the filters and were left out by the limit.
     """
 
@@ -170,5 +213,11 @@ class Snapshot:
     tasks: tuple[TaskInfo, ...]
     resources: tuple[Resource, ...]
     deadlocks: tuple[tuple[int, ...], ...]
-    verdict: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    groups: tuple[Group, ...]
     truncated: int
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """The sentences of the findings."""
+        return tuple(finding.sentence for finding in self.findings)

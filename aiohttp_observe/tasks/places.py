@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import sysconfig
+from collections.abc import Iterable
+from pathlib import PurePath
 from types import CodeType, FrameType
 
 from .model import Frame
 
-__all__ = ["Places", "place_of", "stack_of"]
+__all__ = ["Places", "is_library", "own_line", "place_of", "stack_of"]
+
+_INSIDE = tuple(
+    f"{path}/"
+    for path in (
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("platstdlib"),
+        PurePath(__file__).parent.parent,
+    )
+)
 
 
 def place_of(code: CodeType, lasti: int) -> Frame:
@@ -42,3 +54,13 @@ class Places:
         if known is None:
             known = self._known[id(code), lasti] = place_of(code, lasti), code
         return known[0]
+
+
+def own_line(stack: Iterable[Frame]) -> Frame | None:
+    """The innermost of the service's own lines, of a stack that is innermost first."""
+    return next((frame for frame in stack if not is_library(frame.file)), None)
+
+
+def is_library(file: str) -> bool:
+    """Whether code isn't the service's own: the standard library's, an installed package's or ours."""
+    return file.startswith(("<frozen ", *_INSIDE)) or "/site-packages/" in file or "/dist-packages/" in file

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from .model import LoopState, Snapshot, TaskInfo, Wait
+from .model import LoopState, Resource, Snapshot, TaskInfo, Wait
+from .places import own_line
 
-__all__ = ["json_pieces", "to_dict", "to_json"]
+__all__ = ["findings_to_dict", "json_pieces", "resources_to_dict", "to_dict", "to_json"]
+
+_NAMED_WAITERS = 50
 
 _SLICE = 100
 """Tasks in one piece of text: about a millisecond's work."""
@@ -26,11 +29,56 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
         "loop": _loop(snapshot.loop),
         "summary": asdict(snapshot.summary),
         "tasks": [asdict(task) for task in snapshot.tasks],
-        "resources": [asdict(resource) for resource in snapshot.resources],
+        "resources": [_resource(resource) for resource in snapshot.resources],
         "deadlocks": snapshot.deadlocks,
         "verdict": snapshot.verdict,
         "truncated": snapshot.truncated,
     }
+
+
+def findings_to_dict(snapshot: Snapshot) -> dict[str, Any]:
+    """What the live page gets besides: the evidence of the verdict, and the tasks by where they wait."""
+    return {
+        "findings": [asdict(finding) for finding in snapshot.findings],
+        "groups": [asdict(group) for group in snapshot.groups],
+    }
+
+
+def resources_to_dict(snapshot: Snapshot) -> dict[str, Any]:
+    """The document of ``/_tasks/resources``; of each resource 50 of the tasks that wait are described."""
+    named = {
+        number
+        for resource in snapshot.resources
+        for number in (*resource.holders, *resource.waiters[:_NAMED_WAITERS])
+    }
+    return {
+        "taken_at": snapshot.taken_at,
+        "resources": [
+            {
+                **_resource(resource),
+                "state": resource.state,
+                "held_seconds": resource.held_seconds,
+            }
+            for resource in snapshot.resources
+        ],
+        "deadlocks": snapshot.deadlocks,
+        "tasks": {str(task.id): _named(task) for task in snapshot.tasks if task.id in named},
+    }
+
+
+def _named(task: TaskInfo) -> dict[str, Any]:
+    frame = own_line(task.frames) or next(iter(task.frames), None)
+    return {
+        "name": task.name,
+        "coro": task.coro,
+        "frame": None if frame is None else asdict(frame),
+        "request": None if task.request is None else asdict(task.request),
+    }
+
+
+def _resource(resource: Resource) -> dict[str, Any]:
+    """Its part in this document; ``/_tasks/resources`` has all of it."""
+    return {name: getattr(resource, name) for name in ("id", "type", "detail", "holders", "waiters")}
 
 
 def _loop(loop: LoopState) -> dict[str, Any]:

@@ -8,13 +8,16 @@ holders of a lock acquired in any other way are unknown, and a running task show
 from __future__ import annotations
 
 import asyncio
+import sys
+from time import perf_counter
 from typing import Any
 
-from .chain import Chain
+from .chain import Chain, held_by
 from .deadlock import Need, cycles
-from .model import Resource
+from .holding import held_seconds
+from .model import Frame, Resource
 from .stacks import Reading, Stack, entered_by
-from .tracker import number_of
+from .tracker import is_made_by_wait_for, number_of
 
 __all__ = ["Meetings"]
 
@@ -23,12 +26,16 @@ _HELD = (asyncio.Lock, asyncio.Semaphore)
 """What tasks are inside of, and others wait for them to leave."""
 
 
+_MOST_PARTIES = 300
+"""Waiting tasks beyond which it isn't worked out who could read a full queue."""
+
+
 class _Meeting:
     __slots__ = ("holders", "place", "resource", "waiters")
 
     def __init__(self, resource: Any) -> None:
         self.resource = resource
-        self.place: str | None = None
+        self.place: Frame | None = None
         self.holders: dict[int, None] = {}  # in the order seen, each once
         self.waiters: list[int] = []
 
@@ -39,13 +46,15 @@ class Meetings:
     def __init__(self) -> None:
         self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
         self._waits: dict[int, Reading] = {}
-        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self.readings: dict[int, Reading | None] = {}
+        self.tasks: dict[int, asyncio.Task[Any]] = {}
 
     def note(self, task: asyncio.Task[Any], chain: Chain, stack: Stack, reading: Reading | None) -> None:
         """Take in what ``task`` holds and what it waits for."""
         waits_at = None if reading is None else reading.resource
         number = number_of(task)
-        self._tasks[number] = task
+        self.tasks[number] = task
+        self.readings[number] = reading
         if stack.blocks:
             for lock in _held_locks(chain, stack, waits_at):
                 self._of(lock).holders[number] = None
@@ -56,31 +65,35 @@ class Meetings:
             meeting.waiters.append(number)
             if meeting.place is None:
                 meeting.place = _asked_at(chain)
-        if not reading.timed and (reading.on or isinstance(waits_at, _HELD)):
+        if not reading.timed and (reading.on or isinstance(waits_at, (*_HELD, asyncio.Queue))):
             self._waits[number] = reading
 
     def resources(self, limit: int) -> tuple[Resource, ...]:
         """Those that somebody waits at, the most wanted first, ``limit`` of them."""
         wanted = sorted((m for m in self._known.values() if m.waiters), key=lambda m: -len(m.waiters))
-        return tuple(
-            Resource(
-                id=number_of(meeting.resource),
-                type=type(meeting.resource).__name__,
-                detail=", ".join(filter(None, (_condition_of(meeting.resource), meeting.place))),
-                holders=tuple(meeting.holders),
-                waiters=tuple(meeting.waiters),
-            )
-            for meeting in wanted[:limit]
-        )
+        now = perf_counter()
+        return tuple(self._told(meeting, now) for meeting in wanted[:limit])
 
-    def name_of(self, number: int) -> str:
-        """The name of a task that holds or waits, by id."""
-        return self._tasks[number].get_name()
+    def _told(self, meeting: _Meeting, now: float) -> Resource:
+        resource, state, place = meeting.resource, _state_of(meeting.resource), meeting.place
+        at = "" if place is None else f"at {place.file}:{place.line}"
+        holders = {number: self.tasks[number] for number in meeting.holders}
+        return Resource(
+            id=number_of(resource),
+            type=type(resource).__name__,
+            detail=", ".join(filter(None, (_condition_of(resource), at))),
+            holders=tuple(holders),
+            waiters=tuple(meeting.waiters),
+            state=state,
+            frame=place,
+            held_seconds=held_seconds(resource, holders, now) if holders else None,
+        )
 
     def deadlocks(self) -> tuple[tuple[int, ...], ...]:
         """Cycles of task ids, each waiting for what the next one holds or does."""
         jammed = [meeting for meeting in self._known.values() if self._is_jammed(meeting)]
         needs = {number_of(meeting.resource): Need(list(meeting.holders), any_of=True) for meeting in jammed}
+        needs.update(self._full_queues())
         for number, reading in self._waits.items():
             if reading.resource is not None:
                 resource = number_of(reading.resource)
@@ -88,10 +101,44 @@ class Meetings:
                     needs[number] = Need([resource], any_of=True)
             elif tasks := self._hopeless(reading):
                 needs[number] = Need(tasks, any_of=reading.any_of)
-        return tuple(tuple(filter(self._tasks.get, cycle)) for cycle in cycles(needs))
+        return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in cycles(needs))
+
+    def _full_queues(self) -> dict[int, Need]:
+        """Queues that tasks wait to put into, and the only tasks that could take something out.
+
+        Only where every reference to the queue is a suspended frame's of a task that waits
+        itself: else somebody unseen may read it.
+        """
+        needs: dict[int, Need] = {}
+        if len(self._waits) > _MOST_PARTIES:
+            return needs
+        for meeting in self._known.values():
+            queue, writers = meeting.resource, self._writers(meeting)
+            if not writers:
+                continue
+            references = {number: self._references(number, queue) for number in self._waits}
+            # Besides: the meeting's, one of each reading, the variable here, and the call's own.
+            ours = 3 + sum(reading.resource is queue for reading in self._waits.values())
+            readers = [number for number, held in references.items() if held and number not in writers]
+            if readers and sys.getrefcount(queue) == sum(references.values()) + ours:
+                needs[number_of(queue)] = Need(readers, any_of=True)
+        return needs
+
+    def _writers(self, meeting: _Meeting) -> list[int]:
+        if not isinstance(meeting.resource, asyncio.Queue):
+            return []
+        waits = self._waits
+        return [number for number in meeting.waiters if number in waits and waits[number].kind == "queue_put"]
+
+    def _references(self, number: int, thing: Any) -> int:
+        """How many references to ``thing`` the suspended frames of a task hold."""
+        chain = Chain(self.tasks[number], is_made_by_wait_for)
+        return sum(held is thing for awaitable in chain.awaitables for held in held_by(awaitable))
 
     def _is_jammed(self, meeting: _Meeting) -> bool:
         """Whether only tasks that wait can let somebody in, and nobody unseen may."""
+        if not isinstance(meeting.resource, _HELD):
+            return False
         places: int = getattr(meeting.resource, "_bound_value", 1)
         return len(meeting.holders) >= places and self._waits.keys() >= meeting.holders.keys()
 
@@ -138,12 +185,11 @@ def _is_pending_task(future: Any) -> bool:
     return isinstance(future, asyncio.Task) and not future.done()
 
 
-def _asked_at(chain: Chain) -> str | None:
+def _asked_at(chain: Chain) -> Frame | None:
     """The innermost place outside asyncio."""
     for index in range(len(chain.frames) - 1, -1, -1):
         if not chain.module(index).startswith("asyncio."):
-            place = chain.place(index)
-            return f"at {place.file}:{place.line}"
+            return chain.place(index)
     return None
 
 
@@ -153,6 +199,14 @@ def _condition_of(resource: Any) -> str:
         return _told_by(resource)
     except Exception:
         return ""
+
+
+def _state_of(resource: Any) -> str:
+    """The same with the numbers there are: the free permits of a semaphore too."""
+    free, places = getattr(resource, "_value", None), getattr(resource, "_bound_value", None)
+    if isinstance(resource, asyncio.Semaphore) and isinstance(free, int):
+        return f"{free} free of {places}" if places else f"{free} free"
+    return _condition_of(resource)
 
 
 def _told_by(resource: Any) -> str:

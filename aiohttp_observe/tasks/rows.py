@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from time import perf_counter
 from typing import Any
 
 from ..exchange import Exchange
@@ -12,7 +11,8 @@ from .model import Served, TaskInfo, Wait
 from .places import Places
 from .seen import Seen
 from .stacks import Reading
-from .tracker import birth_of, is_adopted, number_of, operation_of
+from .tracker import birth_of, number_of, operation_of
+from .warnings import Circumstances, is_orphan, warnings_of
 
 __all__ = ["Rows"]
 
@@ -20,7 +20,8 @@ __all__ = ["Rows"]
 class Rows:
     """Words the tasks of one snapshot, of which many share a place, a wait or a request."""
 
-    def __init__(self) -> None:
+    def __init__(self, circumstances: Circumstances) -> None:
+        self._circumstances = circumstances
         self._places = Places()
         self._requests: dict[Exchange, tuple[Served, str | None]] = {}
         self._waits: dict[int, tuple[Wait, Reading]] = {}
@@ -31,7 +32,6 @@ class Rows:
         birth = birth_of(task, self._places.of)
         creator = None if birth is None else birth.creator
         request, trace_id = (None, None) if exchange is None else self._request(exchange)
-        orphan = exchange is not None and _is_orphan(task, exchange)
         return TaskInfo(
             number_of(task),
             task.get_name(),
@@ -45,8 +45,8 @@ class Rows:
             operation_of(task),
             request,
             trace_id,
-            orphan,
-            tuple(_warnings(seen, orphan)),
+            is_orphan(seen),
+            tuple(warnings_of(seen, self._circumstances)),
         )
 
     def _request(self, exchange: Exchange) -> tuple[Served, str | None]:
@@ -70,21 +70,3 @@ def _task_numbers(futures: Any) -> Iterator[int]:
     for future in futures:
         if isinstance(future, asyncio.Task) and not future.done():
             yield number_of(future)
-
-
-def _is_orphan(task: asyncio.Task[Any], exchange: Exchange) -> bool:
-    """Whether its request has finished, unless it is the request's own, or spawned and so supervised."""
-    return exchange.duration is not None and not is_adopted(task) and task not in exchange.scope.background
-
-
-def _warnings(seen: Seen, orphan: bool) -> Iterator[str]:
-    """What is odd, with the evidence."""
-    exchange = seen.exchange
-    if seen.failure is not None:
-        yield f"not fully examined: {seen.failure}"
-    if orphan and exchange is not None:
-        ago = perf_counter() - exchange.started - (exchange.duration or 0.0)
-        yield f"its request {exchange.request_id} finished {ago:.1f} s ago"
-    cancelling = getattr(seen.task, "cancelling", None)  # from Python 3.11
-    if cancelling is not None and cancelling():
-        yield "asked to cancel and still here"

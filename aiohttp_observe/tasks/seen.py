@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..exchange import Exchange
 from .chain import Chain, running_places
 from .model import Frame
-from .places import place_of
+from .places import own_line, place_of
 from .resources import Meetings
 from .stacks import Reading, Stacks, read_wait
 from .tracker import age_of, exchange_of, is_made_by_wait_for
@@ -21,12 +21,16 @@ _OURS = __name__.rpartition(".")[0]
 
 
 class Seen(NamedTuple):
-    """The facts of one task; ``frames`` innermost first, ``age`` in seconds, ``failure`` to find them."""
+    """The facts of one task; ``frames`` innermost first, ``age`` in seconds, ``failure`` to find them.
+
+    ``line`` is the one to name, the innermost of the service's own.
+    """
 
     task: asyncio.Task[Any]
     state: str
     coro: str
     frames: tuple[Frame, ...]
+    line: Frame | None
     reading: Reading | None
     age: float | None
     exchange: Exchange | None
@@ -46,12 +50,17 @@ class Look:
         self._stacks = Stacks(depth)
         self._now = perf_counter()
 
+    def running(self) -> asyncio.Task[Any] | None:
+        """The task that the loop is running."""
+        return self._running
+
     def at(self, task: asyncio.Task[Any]) -> Seen:
         """What ``task`` does.  Its loop may be running in another thread meanwhile; never raises."""
         exchange = exchange_of(task)
         age = age_of(task, self._now)
         if task is self._running and (frames := self._running_frames(task)):
-            return Seen(task, "running", _coro_of(task), frames, None, age, exchange, None)
+            line = own_line(frames) or frames[0]
+            return Seen(task, "running", _coro_of(task), frames, line, None, age, exchange, None)
         try:
             chain = Chain(task, is_made_by_wait_for)
             stack = self._stacks.of(chain)
@@ -61,10 +70,11 @@ class Look:
             if stack.blocks or (reading is not None and reading is not stack.reading):
                 self.meetings.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
-            return Seen(task, "waiting", _coro_of(task), (), None, age, exchange, type(exc).__qualname__)
+            failure = type(exc).__qualname__
+            return Seen(task, "waiting", _coro_of(task), (), None, None, age, exchange, failure)
         coro = chain.awaitables[stack.start].__qualname__ if stack.start else _coro_of(task)
         state = "scheduled" if reading is None else "waiting"
-        return Seen(task, state, coro, stack.frames, reading, age, exchange, None)
+        return Seen(task, state, coro, stack.frames, stack.line, reading, age, exchange, None)
 
     def _running_frames(self, task: asyncio.Task[Any]) -> tuple[Frame, ...]:
         places = dropwhile(lambda place: place[0].startswith(_OURS), running_places(task))

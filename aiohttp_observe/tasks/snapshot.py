@@ -11,14 +11,17 @@ from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
 
-from .model import CoroCount, LoopState, ProcessInfo, Snapshot, Summary, TaskInfo
+from .groups import Groups
+from .growth import grown
+from .model import CoroCount, LoopState, ProcessInfo, Resource, Snapshot, Summary, TaskInfo
 from .rows import Rows
 from .seen import Look, Seen
 from .selection import Selection
 from .tracker import number_of
-from .verdict import verdict
+from .verdict import findings
+from .warnings import Circumstances
 
-__all__ = ["count_tasks", "find_task", "find_tasks", "snapshot_without_blocking", "take_snapshot"]
+__all__ = ["count_tasks", "find_tasks", "snapshot_without_blocking", "take_snapshot"]
 
 _SLICE = 100
 """Tasks looked at, or put into words, before the loop has a turn."""
@@ -85,12 +88,6 @@ def count_tasks(loop: asyncio.AbstractEventLoop) -> list[tuple[str, str, int]]:
     return [(*labels, number) for labels, number in counts.items()]
 
 
-def find_task(number: int, loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any] | None:
-    """The live task of ``loop`` that snapshots show with the id ``number``."""
-    tasks = _live_tasks(loop or asyncio.get_running_loop())
-    return next((task for task in tasks if number_of(task) == number), None)
-
-
 def find_tasks(numbers: Iterable[int], loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
     """The live tasks of ``loop`` among those that snapshots show with the ids ``numbers``."""
     wanted = set(numbers)
@@ -109,8 +106,11 @@ class _Picture:
         self._filtered = selection.filters
         self._look = Look(self._loop, selection.frames)
         self._tally = _Tally()
+        self._groups = Groups()
+        self._circumstances = Circumstances(self._loop, self._loop_state)
         self._chosen: list[tuple[tuple[Any, ...], int, Seen]] = []
         self._rows: list[TaskInfo] = []
+        self._resources: tuple[Resource, ...] = ()
 
     def steps(self) -> Iterator[None]:
         """Do the work, pausing after every slice of it."""
@@ -118,11 +118,15 @@ class _Picture:
         while tasks:
             for task in tasks[-_SLICE:]:
                 if not task.done():
-                    self._choose(self._look.at(task))
+                    seen = self._look.at(task)
+                    self._circumstances.note(seen)
+                    self._choose(seen)
             del tasks[-_SLICE:]
             yield
         chosen = self._best()
-        words = Rows()
+        self._resources = self._look.meetings.resources(self._selection.limit)
+        self._circumstances.conclude(self._resources)
+        words = Rows(self._circumstances)
         for start in range(0, len(chosen), _SLICE):
             for _, _, seen in chosen[start : start + _SLICE]:
                 if not seen.task.done():
@@ -131,8 +135,9 @@ class _Picture:
 
     def snapshot(self) -> Snapshot:
         """The result."""
-        meetings = self._look.meetings
-        resources, deadlocks = meetings.resources(self._selection.limit), meetings.deadlocks()
+        meetings, groups, look = self._look.meetings, self._groups, self._look
+        resources, deadlocks = self._resources, meetings.deadlocks()
+        growing = [] if self._filtered else grown(self._loop, groups)
         return Snapshot(
             taken_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             process=_process(self._loop),
@@ -141,7 +146,10 @@ class _Picture:
             tasks=tuple(self._rows),
             resources=resources,
             deadlocks=deadlocks,
-            verdict=verdict(self._loop_state, resources, deadlocks, meetings.name_of),
+            findings=findings(
+                self._loop_state, look.running(), resources, deadlocks, meetings, groups, growing
+            ),
+            groups=groups.top(),
             truncated=max(0, self._tally.total - self._selection.limit),
         )
 
@@ -149,6 +157,7 @@ class _Picture:
         if self._filtered and not self._selection.takes(seen):
             return
         self._tally.add(seen)
+        self._groups.add(seen)
         self._chosen.append((self._selection.key(seen), self._tally.total, seen))
         if len(self._chosen) > 2 * self._selection.limit + _SLICE:
             self._chosen = self._best()  # so that no sort is of more than this

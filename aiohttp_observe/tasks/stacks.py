@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from .chain import Chain, held_by
 from .edges import awaited
+from .model import Frame
+from .places import is_library
 from .waits import TIMEOUT, Rule, is_timeout, rule_for
 
 __all__ = ["Reading", "Stack", "Stacks", "entered_by", "kind_at", "read_wait"]
@@ -22,19 +24,21 @@ class Stack:
 
     ``start``   which link is the task's own coroutine, and no other package's wrapper around it
     ``frames``  innermost first
+    ``line``    the innermost of the service's own lines, else the innermost of all
     ``marks``   the links that say something about the wait, outermost first; those without a
                 rule are in an ``async with`` block, which may be a timeout
     ``blocks``  the links that are in an ``async with`` block or iterate over an async generator
     ``phrase``, ``reading``  what the marks say, if it is the same for every task here
     """
 
-    __slots__ = ("_codes", "blocks", "frames", "marks", "phrase", "reading", "start")
+    __slots__ = ("_codes", "blocks", "frames", "line", "marks", "phrase", "reading", "start")
 
     def __init__(self, chain: Chain, depth: int) -> None:
         number = len(chain.frames)
         self._codes = [frame.f_code for frame in chain.frames]  # the key is their ids: they must stay
         self.start = next((i for i in range(number) if _package(chain, i) not in _WRAPPERS), 0)
         self.frames = tuple(chain.place(i) for i in range(number - 1, max(-1, number - depth - 1), -1))
+        self.line = _line(chain)
         self.marks: list[tuple[int, Rule | None]] = []
         self.blocks: list[int] = []
         told_for = ""  # the package whose function a rule was last found for
@@ -53,6 +57,13 @@ class Stack:
                 self.marks.append((index, None))
         self.phrase = _fixed_phrase(chain, self.marks)
         self.reading = _constant(self.phrase)
+
+
+def _line(chain: Chain) -> Frame | None:
+    innermost_first = range(len(chain.frames) - 1, -1, -1)
+    own = (i for i in innermost_first if not is_library(chain.frames[i].f_code.co_filename))
+    index = next(own, len(chain.frames) - 1)
+    return chain.place(index) if index >= 0 else None
 
 
 def _package(chain: Chain, index: int) -> str:

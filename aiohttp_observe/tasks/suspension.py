@@ -15,7 +15,7 @@ from .edges import awaited
 from .stacks import Stack, Stacks, kind_at, read_wait
 from .tracker import is_made_by_wait_for
 
-__all__ = ["suspended_for", "waits_for"]
+__all__ = ["stack_of_chain", "suspended_for", "waits_for"]
 
 _MOST_STACKS = 1000
 _stacks = Stacks(depth=1)
@@ -42,7 +42,7 @@ def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> st
     """
     try:
         chain = Chain(_Suspended(coro, future), is_made_by_wait_for)  # type: ignore[arg-type]
-        return kind_at(chain, _stack_of(chain)) or awaited(future, callbacks).kind
+        return kind_at(chain, stack_of_chain(chain)) or awaited(future, callbacks).kind
     except Exception:  # an awaitable that is like no other
         return "future"
 
@@ -51,12 +51,13 @@ def waits_for(task: asyncio.Task[Any]) -> str | None:
     """The wait's detail, as a snapshot has it; ``None`` if ``task`` doesn't wait.  Never raises."""
     try:
         chain = Chain(task, is_made_by_wait_for)
-        return read_wait(chain, _stack_of(chain)).detail if chain.waits else None
+        return read_wait(chain, stack_of_chain(chain)).detail if chain.waits else None
     except Exception:  # an awaitable that is like no other
         return None
 
 
-def _stack_of(chain: Chain) -> Stack:
+def stack_of_chain(chain: Chain) -> Stack:
+    """Its stack, from a memory of those met lately."""
     if len(_stacks) > _MOST_STACKS:
         _stacks.forget()
     return _stacks.of(chain)

@@ -226,8 +226,10 @@ def birth_of(
     return Birth(created, place_of(code, lasti), creator and creator(), exchange)
 
 
-def age_of(task: asyncio.Future[Any], now: float) -> float | None:
+def age_of(task: asyncio.Future[Any], now: float | None = None) -> float | None:
     """Its age in seconds at ``now`` of `time.perf_counter`, if it was tracked or is a request's own."""
+    if now is None:
+        now = perf_counter()
     born = getattr(task, "_observe_birth", None)
     if born is not None:
         return now - float(born[0])

@@ -2,47 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
+from typing import Any
 
-from .model import Blocked, LoopState, Resource
+from .groups import Crowd, Groups
+from .growth import Growing
+from .model import Blocked, Finding, Frame, LoopState, Resource
+from .places import own_line
+from .resources import Meetings
+from .tracker import age_of, exchange_of, is_adopted, number_of
 
-__all__ = ["verdict"]
+__all__ = ["findings"]
 
 _CROWD = 10
-"""Tasks waiting at one lock or semaphore that are worth a sentence."""
+"""Tasks waiting at one place that are worth a sentence."""
+_LONG_SECONDS = 10.0
+"""Time for which a lock that anybody waits for is held that is worth one however few wait."""
+_SHARE = 0.5
+"""Share of the requests in flight that wait at one line that is worth one."""
+_IDLE = {None, "http_server_idle", "queue_get", "sleep", "websocket"}
+"""Waits that many may be in while all is well."""
+_MOST = 20
 
 
-def verdict(
+def findings(
     loop: LoopState,
+    running: asyncio.Task[Any] | None,
     resources: Sequence[Resource],
     deadlocks: Sequence[Sequence[int]],
-    name_of: Callable[[int], str],
-) -> tuple[str, ...]:
-    """The sentences; ``name_of`` gives the name of a task that holds or waits, by id."""
-    return (
-        *_blocked(loop.blocked_now),
-        *(_deadlock(cycle, name_of) for cycle in deadlocks),
-        *(_crowd(resource, name_of) for resource in resources if _is_crowded(resource)),
+    meetings: Meetings,
+    groups: Groups,
+    growing: Sequence[Growing],
+) -> tuple[Finding, ...]:
+    """All that stands out, at most 20 sentences.  ``running`` is the task that the loop runs."""
+    verdict = _Verdict(meetings, groups)
+    found = [
+        *_blocked(loop.blocked_now, running),
+        *(verdict.deadlock(cycle) for cycle in deadlocks),
+        *verdict.held(resources, {number for cycle in deadlocks for number in cycle}),
+        *verdict.crowds(resources),
+        *(_leak(crowd) for crowd in growing),
+    ]
+    return tuple(found[:_MOST])
+
+
+def _blocked(blocked: Blocked | None, running: asyncio.Task[Any] | None) -> Iterator[Finding]:
+    if blocked is None:
+        return
+    frame = blocked.frame or own_line(blocked.stack) or next(iter(blocked.stack), None)
+    place = "" if frame is None else f" in {_short(frame)}"
+    sentence = f"the loop has been blocked for {_seconds(blocked.seconds)} s{place}{_by(blocked, running)}"
+    yield Finding(sentence, "blocked", () if blocked.task is None else (blocked.task,), frame=frame)
+
+
+def _by(blocked: Blocked, running: asyncio.Task[Any] | None) -> str:
+    exchange = None if running is None else exchange_of(running)
+    if exchange is not None and exchange.request_id == blocked.request_id:
+        return f" by {exchange.method} {exchange.route}"
+    if blocked.request_id is not None:
+        return f" by request {blocked.request_id}"
+    if running is not None and number_of(running) == blocked.task:
+        return f" by task {running.get_name()}"
+    return ""
+
+
+class _Verdict:
+    def __init__(self, meetings: Meetings, groups: Groups) -> None:
+        self._meetings = meetings
+        self._groups = groups
+        self._requests = groups.requests()
+
+    def deadlock(self, cycle: Sequence[int]) -> Finding:
+        names = [self._name_of(task) for task in (*cycle, cycle[0])]
+        return Finding(f"deadlock: {' → '.join(names)}", "deadlock", tuple(cycle))
+
+    def held(self, resources: Sequence[Resource], in_deadlock: set[int]) -> Iterator[Finding]:
+        """Locks and semaphores that many wait for, or that are held for long."""
+        for resource in resources:
+            if not resource.holders or in_deadlock.issuperset(resource.holders + resource.waiters):
+                continue
+            if len(resource.waiters) >= _CROWD or (resource.held_seconds or 0.0) >= _LONG_SECONDS:
+                yield Finding(
+                    f"{self._waiting(resource)}, {self._held_by(resource)}",
+                    "held",
+                    resource.holders,
+                    resource.id,
+                    resource.frame,
+                )
+
+    def crowds(self, resources: Sequence[Resource]) -> Iterator[Finding]:
+        """Lines at which many requests wait for something that nobody is known to hold."""
+        told = {resource.frame for resource in resources if resource.holders}
+        for crowd in self._groups.crowds():
+            if crowd.own < _CROWD:
+                continue
+            reading = crowd.first.reading
+            if reading is None or reading.kind in _IDLE or crowd.line in told:
+                continue
+            if crowd.own >= _SHARE * self._requests:
+                yield self._crowd(crowd, reading.detail)
+
+    def _crowd(self, crowd: Crowd, detail: str) -> Finding:
+        oldest = "" if crowd.oldest is None else f", the oldest for {_seconds(crowd.oldest)} s"
+        place = "" if crowd.line is None else f" at {_short(crowd.line)}"
+        who = _of_all(crowd.own, self._requests)
+        return Finding(
+            f"{who} wait for {detail}{place}{oldest}",
+            "crowd",
+            (number_of(crowd.first.task),),
+            frame=crowd.line,
+        )
+
+    def _waiting(self, resource: Resource) -> str:
+        tasks = [self._meetings.tasks[number] for number in resource.waiters]
+        own = sum(map(is_adopted, tasks))
+        number = len(tasks)
+        who = _of_all(number, self._requests) if own == number else _counted(number, "task")
+        place = "" if resource.frame is None else f" at {_short(resource.frame)}"
+        return f"{who} {'waits' if number == 1 else 'wait'} for {resource.type}{place}"
+
+    def _held_by(self, resource: Resource) -> str:
+        held = "held" if resource.held_seconds is None else f"held for {_seconds(resource.held_seconds)} s"
+        if len(resource.holders) > 1:
+            return f"{held} by {len(resource.holders)} tasks, among them {self._holder(resource.holders[0])}"
+        return f"{held} by {self._holder(resource.holders[0], known=resource.held_seconds is not None)}"
+
+    def _holder(self, number: int, *, known: bool = True) -> str:
+        """Who it is, since when if that says more than how long it has held, and what it waits for."""
+        task = self._meetings.tasks[number]
+        exchange = exchange_of(task)
+        who = f"task {task.get_name()}"
+        if exchange is not None:
+            who += f" (request {exchange.request_id})"
+        age = age_of(task)
+        if not known and age is not None:
+            who += f", which started {_seconds(age)} s ago"
+        waits = self._waits_for(number)
+        return who if waits is None else f"{who}, which waits for {waits}"
+
+    def _waits_for(self, number: int) -> str | None:
+        reading = self._meetings.readings.get(number)
+        if reading is None:
+            return None
+        exchange = exchange_of(self._meetings.tasks[number])
+        if reading.kind == "http_client" and exchange is not None:
+            open_calls = [
+                step.name for step in exchange.steps if step.kind == "client" and step.seconds is None
+            ]
+            if open_calls:
+                return open_calls[-1]
+        return reading.detail
+
+    def _name_of(self, number: int) -> str:
+        return self._meetings.tasks[number].get_name()
+
+
+def _leak(crowd: Growing) -> Finding:
+    place = "" if crowd.line is None else f" at {_short(crowd.line)}"
+    return Finding(
+        f"a leak, likely: {crowd.count} tasks of {crowd.coro} wait{place}, and ever more: "
+        f"{crowd.before} were there {_seconds(crowd.seconds)} s ago",
+        "leak",
+        (crowd.example,),
+        frame=crowd.line,
     )
 
 
-def _blocked(blocked: Blocked | None) -> Iterator[str]:
-    if blocked is not None:
-        place = next((f" in {PurePath(frame.file).name}:{frame.line}" for frame in blocked.stack), "")
-        request = f" by request {blocked.request_id}" if blocked.request_id else ""
-        yield f"the loop has been blocked for {blocked.seconds:.1f} s{place}{request}"
+def _of_all(number: int, requests: int) -> str:
+    return f"{number} of {_counted(requests, 'request')}"
 
 
-def _deadlock(cycle: Sequence[int], name_of: Callable[[int], str]) -> str:
-    return "deadlock: " + " → ".join(name_of(task) for task in (*cycle, cycle[0]))
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _is_crowded(resource: Resource) -> bool:
-    return resource.type in ("Lock", "Semaphore", "BoundedSemaphore") and len(resource.waiters) >= _CROWD
+def _short(frame: Frame) -> str:
+    return f"{PurePath(frame.file).name}:{frame.line}"
 
 
-def _crowd(resource: Resource, name_of: Callable[[int], str]) -> str:
-    holders = ", ".join(name_of(task) for task in resource.holders[:3])
-    held = f", held by {holders}" if holders else ""
-    return f"{len(resource.waiters)} tasks wait for {resource.type} ({resource.detail}){held}"
+def _seconds(seconds: float) -> str:
+    """Three digits say enough: ``93``, ``7.5``, ``7``."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}".removesuffix(".0")

@@ -156,8 +156,9 @@ class TestDeadlock:
             snapshot = take_snapshot()
         assert snapshot.deadlocks == ()
         assert len(snapshot.verdict) == 1
-        assert snapshot.verdict[0].startswith("20 tasks wait for Lock (locked, at ")
-        assert snapshot.verdict[0].endswith(f"held by {holder.get_name()}")
+        assert snapshot.verdict[0].startswith("20 tasks wait for Lock at test_resources.py:")
+        assert f", held by task {holder.get_name()}" in snapshot.verdict[0]
+        assert snapshot.verdict[0].endswith(", which waits for future")
 
     async def test_is_none_where_a_timeout_ends_it(self) -> None:
         lock = Lock()

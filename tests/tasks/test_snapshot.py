@@ -22,7 +22,7 @@ from aiohttp_observe.tasks import (
     Tasks,
     adopt,
     count_tasks,
-    find_task,
+    find_tasks,
     json_pieces,
     number_of,
     snapshot_without_blocking,
@@ -57,7 +57,7 @@ async def test_passes_on_what_the_loop_watch_knows() -> None:
     blocked = Blocked(7.0, 1, "r1", None, (Frame("/srv/report.py", 88, "render"),))
     snapshot = take_snapshot(loop_state=LoopState(0.5, 0.9, blocked))
     assert snapshot.loop.blocked_now is blocked
-    assert snapshot.verdict == ("the loop has been blocked for 7.0 s in report.py:88 by request r1",)
+    assert snapshot.verdict == ("the loop has been blocked for 7 s in report.py:88 by request r1",)
 
 
 class TestFilters:
@@ -159,8 +159,8 @@ async def test_ids_stay_the_same() -> None:
     async with suspended(reader(), reader()) as tasks:
         first, second = take_snapshot(), take_snapshot()
         assert {info.id for info in first.tasks} == {info.id for info in second.tasks}
-        assert find_task(number_of(tasks[1])) is tasks[1]
-        assert find_task(0) is None
+        loop = asyncio.get_running_loop()
+        assert find_tasks([number_of(tasks[1]), 0], loop) == [tasks[1]]
 
 
 async def test_tasks_are_counted_for_metrics() -> None:
@@ -195,11 +195,18 @@ class TestJson:
 
     async def test_text_and_dictionaries_say_the_same(self) -> None:
         snapshot = await self.snapshot()
-        plain = json.loads(json.dumps(asdict(snapshot)))
-        assert json.loads(to_json(snapshot)) == plain
+        plain = json.loads(to_json(snapshot))
         assert json.loads(json.dumps(to_dict(snapshot))) == plain
+        assert plain["tasks"] == json.loads(json.dumps([asdict(task) for task in snapshot.tasks]))
         assert any(task["wait"] and task["wait"]["on"] for task in plain["tasks"])
         assert any(task["request"] for task in plain["tasks"])
+
+    async def test_has_the_keys_that_are_promised_and_no_others(self) -> None:
+        document = json.loads(to_json(await self.snapshot()))
+        promised = "taken_at process loop summary tasks resources deadlocks verdict truncated"
+        assert list(document) == promised.split()
+        assert list(document["resources"][0]) == ["id", "type", "detail", "holders", "waiters"]
+        assert list(document["loop"]) == ["lag_seconds", "utilization", "blocked_now"]
 
     async def test_every_field_of_a_task_is_there(self) -> None:
         document = json.loads(to_json(await self.snapshot()))

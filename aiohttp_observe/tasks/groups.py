@@ -1,0 +1,81 @@
+"""N tasks wait at this line."""
+
+from __future__ import annotations
+
+from .model import Frame, Group
+from .seen import Seen
+from .tracker import is_adopted, number_of
+
+__all__ = ["Crowd", "Groups"]
+
+_MOST = 50
+
+
+class Crowd:
+    """Tasks of one coroutine function that stand at the same line, for the same kind of wait.
+
+    ``own`` counts those among them that are a request's own task.
+    """
+
+    __slots__ = ("count", "first", "oldest", "own")
+
+    def __init__(self, first: Seen) -> None:
+        self.count = 0
+        self.own = 0
+        self.first = first
+        self.oldest: float | None = None
+
+    def add(self, seen: Seen) -> None:
+        self.count += 1
+        if seen.exchange is not None and is_adopted(seen.task):
+            self.own += 1
+        if seen.age is not None and (self.oldest is None or seen.age > self.oldest):
+            self.oldest, self.first = seen.age, seen
+
+    @property
+    def line(self) -> Frame | None:
+        """Where they stand."""
+        return self.first.line
+
+
+class Groups:
+    """The tasks of one snapshot, by where they stand."""
+
+    def __init__(self) -> None:
+        # By identity of the line, which all tasks at the same places share: the first one keeps it.
+        self._crowds: dict[tuple[int, str, str | None], Crowd] = {}
+        self.own = 0
+
+    def add(self, seen: Seen) -> None:
+        """Count one task."""
+        key = (id(seen.line), seen.coro, None if seen.reading is None else seen.reading.kind)
+        crowd = self._crowds.get(key)
+        if crowd is None:
+            crowd = self._crowds[key] = Crowd(seen)
+        crowd.add(seen)
+
+    def crowds(self) -> list[Crowd]:
+        """All, the largest first."""
+        return sorted(self._crowds.values(), key=lambda crowd: -crowd.count)
+
+    def requests(self) -> int:
+        """How many of the tasks are a request's own."""
+        return sum(crowd.own for crowd in self._crowds.values())
+
+    def top(self) -> tuple[Group, ...]:
+        """The largest, in words."""
+        return tuple(_group(crowd) for crowd in self.crowds()[:_MOST])
+
+
+def _group(crowd: Crowd) -> Group:
+    seen = crowd.first
+    reading = seen.reading
+    return Group(
+        frame=seen.line,
+        coro=seen.coro,
+        wait=None if reading is None else reading.kind,
+        detail=seen.state if reading is None else reading.detail,
+        count=crowd.count,
+        oldest_seconds=None if crowd.oldest is None else round(crowd.oldest, 6),
+        example=number_of(seen.task),
+    )

@@ -1,0 +1,150 @@
+"""Who awaits whom, and who started whom: nodes and edges, of a snapshot."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import Any
+
+from .model import Frame, Snapshot, TaskInfo
+from .places import own_line
+
+__all__ = ["Tree", "tree_of", "tree_text", "tree_to_dict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One task; ``frame`` is the innermost of the service's own lines."""
+
+    id: int
+    name: str
+    coro: str
+    state: str
+    wait: str | None
+    frame: Frame | None
+    age_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """``awaits`` has who waits, for whom, and through which resource (``""`` if directly).
+
+    ``created`` has who started whom.  Both may have cycles; those of tasks that wait for each
+    other and that nothing can wake are ``cycles``.
+    """
+
+    taken_at: str
+    nodes: tuple[Node, ...]
+    awaits: tuple[tuple[int, int, str], ...]
+    created: tuple[tuple[int, int], ...]
+    cycles: tuple[tuple[int, ...], ...]
+    truncated: int
+
+
+def tree_of(snapshot: Snapshot) -> Tree:
+    """The tree of the tasks that a snapshot has."""
+    known = {task.id for task in snapshot.tasks}
+    return Tree(
+        taken_at=snapshot.taken_at,
+        nodes=tuple(map(_node, snapshot.tasks)),
+        awaits=tuple(edge for edge in _awaits(snapshot) if known.issuperset(edge[:2])),
+        created=tuple((task.created_by, task.id) for task in snapshot.tasks if task.created_by in known),
+        cycles=snapshot.deadlocks,
+        truncated=snapshot.truncated,
+    )
+
+
+def _node(task: TaskInfo) -> Node:
+    frame = own_line(task.frames) or next(iter(task.frames), None)
+    kind = None if task.wait is None else task.wait.kind
+    return Node(task.id, task.name, task.coro, task.state, kind, frame, task.age_seconds)
+
+
+def _awaits(snapshot: Snapshot) -> Iterator[tuple[int, int, str]]:
+    holders = {
+        resource.id: (resource.holders, f"{resource.type} {resource.id} ({resource.detail})")
+        for resource in snapshot.resources
+    }
+    for task in snapshot.tasks:
+        if task.wait is None:
+            continue
+        for other in task.wait.on:
+            yield task.id, other, ""
+        held_by, via = holders.get(task.wait.resource or 0, ((), ""))
+        for other in held_by:
+            yield task.id, other, via
+
+
+def tree_to_dict(tree: Tree) -> dict[str, Any]:
+    """The document of ``/_tasks/tree``."""
+    return {
+        "taken_at": tree.taken_at,
+        "nodes": [asdict(node) for node in tree.nodes],
+        "awaits": tree.awaits,
+        "created": tree.created,
+        "cycles": tree.cycles,
+        "truncated": tree.truncated,
+    }
+
+
+def tree_text(tree: Tree) -> str:
+    """Both trees, indented; a task that stands there already is only mentioned."""
+    nodes = {node.id: node for node in tree.nodes}
+    awaits: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+    created: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+    for task, other, via in tree.awaits:
+        awaits[task].append((other, via))
+    for creator, task in tree.created:
+        created[creator].append((task, ""))
+    lines = [f"deadlock: {_path(cycle, nodes)}" for cycle in tree.cycles]
+    lines += ["Who awaits whom", "===============", *_drawn(nodes, awaits)]
+    lines += ["", "Who started whom", "================", *_drawn(nodes, created)]
+    if tree.truncated:
+        lines.append(f"and {tree.truncated} tasks more")
+    return "\n".join(lines) + "\n"
+
+
+def _path(cycle: Sequence[int], nodes: Mapping[int, Node]) -> str:
+    return " → ".join(_title(nodes[task]) if task in nodes else str(task) for task in (*cycle, cycle[0]))
+
+
+def _drawn(nodes: Mapping[int, Node], below: Mapping[int, Sequence[tuple[int, str]]]) -> Iterator[str]:
+    """Each task once, under the first that leads to it; the roots are those that none leads to."""
+    led_to = {task for tasks in below.values() for task, _ in tasks}
+    drawn: set[int] = set()
+    # Whatever is in a cycle, or below one, has no root: it comes last.
+    for root in sorted(nodes, key=lambda task: (task in led_to, task not in below, task)):
+        if root not in drawn:
+            yield from _branch(root, nodes, below, drawn)
+
+
+def _branch(
+    root: int,
+    nodes: Mapping[int, Node],
+    below: Mapping[int, Sequence[tuple[int, str]]],
+    drawn: set[int],
+) -> Iterator[str]:
+    # A stack of its own: a chain of tasks may be longer than Python's.
+    waiting = [(root, "", 0)]
+    while waiting:
+        task, via, depth = waiting.pop()
+        indent = "  " * min(depth, 40) + (f"[{via}] " if via else "")
+        if task in drawn:
+            yield f"{indent}{_title(nodes[task])}, see above"
+            continue
+        drawn.add(task)
+        yield f"{indent}{_title(nodes[task])}{_facts(nodes[task])}"
+        waiting += [(other, through, depth + 1) for other, through in reversed(below.get(task, ()))]
+
+
+def _title(node: Node) -> str:
+    name = "".join(sign if sign.isprintable() else "?" for sign in node.name)
+    return f"{name} (task {node.id})"
+
+
+def _facts(node: Node) -> str:
+    age = "" if node.age_seconds is None else f", {node.age_seconds:.1f} s old"
+    place = "" if node.frame is None else f" at {PurePath(node.frame.file).name}:{node.frame.line}"
+    return f" {node.coro}: {node.wait or node.state}{place}{age}"

@@ -1,0 +1,182 @@
+"""What is odd about single tasks: each rule is small, says its evidence and how sure it is.
+
+docs/warnings.rst says what to do about each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from statistics import median
+from time import perf_counter
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from .model import LoopState, Resource
+from .seen import Seen
+from .tracker import is_adopted, number_of
+
+__all__ = ["Circumstances", "is_orphan", "warnings_of"]
+
+_PEERS = 10
+_TIMES = 10.0
+_LEAST_SECONDS = 1.0
+"""A wait is long if it is this many times the median of at least so many peers, and so many seconds."""
+_LOST_SECONDS = 1.0
+_OUTBOUND = {"connect", "dns", "http_client", "stream", "subprocess", "executor"}
+
+Rule = Callable[[Seen, "Circumstances"], "str | None"]
+
+
+class Circumstances:
+    """What the rules know beyond the task itself, gathered in one look at all tasks of a loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, loop_state: LoopState) -> None:
+        self.now = perf_counter()
+        self.blocked = loop_state.blocked_now
+        self._turns = _is_running_here(loop)
+        self._waits: dict[int, list[float]] = {}
+        self._medians: dict[int, float] = {}
+        self._wanted: dict[int, Resource] = {}
+
+    def note(self, seen: Seen) -> None:
+        """Take in one task."""
+        waited = self.waited(seen)
+        if waited is not None:
+            self._waits.setdefault(id(seen.line), []).append(waited)
+        if seen.state == "scheduled" and self._turns:
+            _note_scheduled(seen.task, self.now)
+
+    def conclude(self, resources: Iterable[Resource]) -> None:
+        """All have been noted, and these are the resources that they wait at."""
+        self._medians = {line: median(waits) for line, waits in self._waits.items() if len(waits) >= _PEERS}
+        for resource in resources:
+            for holder in resource.holders:
+                self._wanted.setdefault(holder, resource)
+
+    def waited(self, seen: Seen) -> float | None:
+        """For how long a request's own task has been waiting, in seconds."""
+        exchange = seen.exchange
+        if seen.reading is None or exchange is None or exchange.suspended_at is None:
+            return None
+        return self.now - exchange.suspended_at if is_adopted(seen.task) else None
+
+    def median_of_peers(self, seen: Seen) -> tuple[float, int] | None:
+        """The median wait at its line, and of how many; ``None`` of too few."""
+        known = self._medians.get(id(seen.line))
+        return None if known is None else (known, len(self._waits[id(seen.line)]))
+
+    def wanted_from(self, seen: Seen) -> Resource | None:
+        """What it holds and others wait for."""
+        return self._wanted.get(number_of(seen.task))
+
+
+_scheduled: WeakKeyDictionary[asyncio.Task[Any], tuple[Any, float]] = WeakKeyDictionary()
+"""What a task had waited for that was done, weakly, and when it was first seen not to have run since.
+
+Only if looked at from its own loop, in whose next turn it should run.
+"""
+
+
+def _note_scheduled(task: asyncio.Task[Any], now: float) -> None:
+    waiter = getattr(task, "_fut_waiter", None)
+    known = _scheduled.get(task)
+    if waiter is not None and (known is None or known[0]() is not waiter):
+        _scheduled[task] = ref(waiter), now
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _not_examined(seen: Seen, known: Circumstances) -> str | None:
+    return None if seen.failure is None else f"not fully examined: {seen.failure}"
+
+
+def _orphan(seen: Seen, known: Circumstances) -> str | None:
+    exchange = seen.exchange
+    if exchange is None or not is_orphan(seen):
+        return None
+    ago = known.now - exchange.started - (exchange.duration or 0.0)
+    return f"its request {exchange.request_id} finished {max(ago, 0.0):.1f} s ago"
+
+
+def _client_left(seen: Seen, known: Circumstances) -> str | None:
+    exchange = seen.exchange
+    if exchange is None or exchange.client_left_at is None or exchange.duration is not None:
+        return None
+    return f"its client left {max(known.now - exchange.client_left_at, 0.0):.1f} s ago"
+
+
+def _hogging(seen: Seen, known: Circumstances) -> str | None:
+    blocked = known.blocked
+    if seen.state != "running" or blocked is None or blocked.task != number_of(seen.task):
+        return None
+    return f"hasn't yielded for {blocked.seconds:.1f} s: it blocks the loop"
+
+
+def _cancelling(seen: Seen, known: Circumstances) -> str | None:
+    cancelling = getattr(seen.task, "cancelling", None)  # from Python 3.11
+    return "asked to cancel and still here" if cancelling is not None and cancelling() else None
+
+
+def _slower_than_peers(seen: Seen, known: Circumstances) -> str | None:
+    waited, peers = known.waited(seen), known.median_of_peers(seen)
+    if waited is None or peers is None or waited < max(_LEAST_SECONDS, _TIMES * peers[0]):
+        return None
+    return f"has waited {waited:.1f} s, the median of the {peers[1]} at this line is {peers[0]:.1f} s"
+
+
+def _lost_wakeup(seen: Seen, known: Circumstances) -> str | None:
+    scheduled = _scheduled.get(seen.task) if seen.state == "scheduled" else None
+    if scheduled is None or scheduled[0]() is not getattr(seen.task, "_fut_waiter", None):
+        return None
+    ago = known.now - scheduled[1]
+    if ago < _LOST_SECONDS:
+        return None
+    return f"what it waited for was done {ago:.1f} s ago, and it hasn't run: a lost wake-up, likely"
+
+
+def _held_across(seen: Seen, known: Circumstances) -> str | None:
+    resource = known.wanted_from(seen)
+    if resource is None or seen.reading is None or seen.reading.kind not in _OUTBOUND:
+        return None
+    waiting = len(resource.waiters)
+    return (
+        f"holds a {resource.type} that {waiting} {'wait' if waiting > 1 else 'waits'} for "
+        f"while it waits for {seen.reading.detail}"
+    )
+
+
+_RULES: tuple[Rule, ...] = (
+    _not_examined,
+    _hogging,
+    _lost_wakeup,
+    _client_left,
+    _orphan,
+    _cancelling,
+    _held_across,
+    _slower_than_peers,
+)
+
+
+def warnings_of(seen: Seen, known: Circumstances) -> Iterator[str]:
+    """What the rules say of a task."""
+    for rule in _RULES:
+        text = rule(seen, known)
+        if text is not None:
+            yield text
+
+
+def is_orphan(seen: Seen) -> bool:
+    """Whether its request has finished, unless it is the request's own, or spawned and so supervised."""
+    task, exchange = seen.task, seen.exchange
+    return (
+        exchange is not None
+        and exchange.duration is not None
+        and not is_adopted(task)
+        and task not in exchange.scope.background
+    )
