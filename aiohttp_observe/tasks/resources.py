@@ -8,16 +8,17 @@ holders of a lock acquired in any other way are unknown, and a running task show
 from __future__ import annotations
 
 import asyncio
-import sys
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
-from .chain import Chain, held_by
+from .chain import Chain
 from .deadlock import Need, cycles
 from .holding import held_seconds
 from .model import Frame, Resource
+from .readers import readers_of
 from .stacks import Reading, Stack, entered_by
-from .tracker import is_made_by_wait_for, number_of
+from .tracker import number_of
 
 __all__ = ["Meetings"]
 
@@ -41,9 +42,10 @@ class _Meeting:
 
 
 class Meetings:
-    """The resources of one snapshot, gathered task by task."""
+    """The resources of one snapshot, gathered task by task.  ``live`` gives all tasks of its loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: Callable[[], Iterable[asyncio.Task[Any]]]) -> None:
+        self._live = live
         self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
         self._waits: dict[int, Reading] = {}
         self.readings: dict[int, Reading | None] = {}
@@ -104,36 +106,25 @@ class Meetings:
         return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in cycles(needs))
 
     def _full_queues(self) -> dict[int, Need]:
-        """Queues that tasks wait to put into, and the only tasks that could take something out.
-
-        Only where every reference to the queue is a suspended frame's of a task that waits
-        itself: else somebody unseen may read it.
-        """
+        """Queues that tasks wait to put into, and the only tasks that could take something out."""
         needs: dict[int, Need] = {}
         if len(self._waits) > _MOST_PARTIES:
             return needs
         for meeting in self._known.values():
-            queue, writers = meeting.resource, self._writers(meeting)
-            if not writers:
-                continue
-            references = {number: self._references(number, queue) for number in self._waits}
-            # Besides: the meeting's, one of each reading, the variable here, and the call's own.
-            ours = 3 + sum(reading.resource is queue for reading in self._waits.values())
-            readers = [number for number, held in references.items() if held and number not in writers]
-            if readers and sys.getrefcount(queue) == sum(references.values()) + ours:
-                needs[number_of(queue)] = Need(readers, any_of=True)
+            writers = self._writers(meeting)
+            if writers:
+                known = sum(reading.resource is meeting.resource for reading in self._waits.values())
+                readers = readers_of(meeting, self._live(), known)
+                if readers and not set(readers) <= set(writers):
+                    needs[number_of(meeting.resource)] = Need(readers, any_of=True)
         return needs
 
     def _writers(self, meeting: _Meeting) -> list[int]:
+        """Those that wait to put something into it, for as long as it takes."""
         if not isinstance(meeting.resource, asyncio.Queue):
             return []
         waits = self._waits
         return [number for number in meeting.waiters if number in waits and waits[number].kind == "queue_put"]
-
-    def _references(self, number: int, thing: Any) -> int:
-        """How many references to ``thing`` the suspended frames of a task hold."""
-        chain = Chain(self.tasks[number], is_made_by_wait_for)
-        return sum(held is thing for awaitable in chain.awaitables for held in held_by(awaitable))
 
     def _is_jammed(self, meeting: _Meeting) -> bool:
         """Whether only tasks that wait can let somebody in, and nobody unseen may."""

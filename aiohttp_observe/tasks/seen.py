@@ -15,7 +15,7 @@ from .resources import Meetings
 from .stacks import Reading, Stacks, read_wait
 from .tracker import age_of, exchange_of, is_made_by_wait_for
 
-__all__ = ["Look", "Seen"]
+__all__ = ["Look", "Seen", "live_tasks"]
 
 _OURS = __name__.rpartition(".")[0]
 
@@ -44,7 +44,7 @@ class Look:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
-        self.meetings = Meetings()
+        self.meetings = Meetings(lambda: live_tasks(loop))
         self._running = asyncio.current_task(loop)
         self._depth = depth
         self._stacks = Stacks(depth)
@@ -85,3 +85,12 @@ def _coro_of(task: asyncio.Task[Any]) -> str:
     coro: Any = task.get_coro()
     name: str = getattr(coro, "__qualname__", None) or type(coro).__qualname__
     return name
+
+
+def live_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    """`asyncio.all_tasks`, which gives up where tasks come and go in another thread all the time."""
+    while True:
+        try:
+            return list(asyncio.all_tasks(loop))
+        except RuntimeError:
+            continue

@@ -15,7 +15,7 @@ from .groups import Groups
 from .growth import grown
 from .model import CoroCount, LoopState, ProcessInfo, Resource, Snapshot, Summary, TaskInfo
 from .rows import Rows
-from .seen import Look, Seen
+from .seen import Look, Seen, live_tasks
 from .selection import Selection
 from .tracker import number_of
 from .verdict import findings
@@ -81,7 +81,7 @@ def count_tasks(loop: asyncio.AbstractEventLoop) -> list[tuple[str, str, int]]:
     """State, wait kind (``""`` if it doesn't wait) and number of the tasks of ``loop``, from any thread."""
     look = Look(loop, depth=1)
     counts: Counter[tuple[str, str]] = Counter()
-    for task in _live_tasks(loop):
+    for task in live_tasks(loop):
         if not task.done():
             seen = look.at(task)
             counts[seen.state, "" if seen.reading is None else seen.reading.kind] += 1
@@ -91,7 +91,7 @@ def count_tasks(loop: asyncio.AbstractEventLoop) -> list[tuple[str, str, int]]:
 def find_tasks(numbers: Iterable[int], loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
     """The live tasks of ``loop`` among those that snapshots show with the ids ``numbers``."""
     wanted = set(numbers)
-    return [task for task in _live_tasks(loop) if number_of(task) in wanted]
+    return [task for task in live_tasks(loop) if number_of(task) in wanted]
 
 
 class _Picture:
@@ -114,7 +114,7 @@ class _Picture:
 
     def steps(self) -> Iterator[None]:
         """Do the work, pausing after every slice of it."""
-        tasks = _live_tasks(self._loop)
+        tasks = live_tasks(self._loop)
         while tasks:
             for task in tasks[-_SLICE:]:
                 if not task.done():
@@ -209,15 +209,6 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError("no event loop is running in this thread: pass the loop to look at") from None
-
-
-def _live_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
-    """`asyncio.all_tasks`, which gives up where tasks come and go in another thread all the time."""
-    while True:
-        try:
-            return list(asyncio.all_tasks(loop))
-        except RuntimeError:
-            continue
 
 
 def _process(loop: asyncio.AbstractEventLoop) -> ProcessInfo:
