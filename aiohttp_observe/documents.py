@@ -124,10 +124,10 @@ class Documents:
         return self._incidents.to_dict()
 
     def requests(self) -> dict[str, Any]:
-        return self._flights.overview(self._line_of)
+        return self._flights.overview(self._state_of)
 
     def request(self, request_id: str) -> dict[str, Any] | None:
-        return self._flights.find(request_id)
+        return self._flights.find(request_id, self._state_of)
 
     def history(self) -> list[dict[str, Any]]:
         return self._history.points()
@@ -149,7 +149,7 @@ class Documents:
     async def _snapshot(self, **filters: Any) -> Snapshot:
         return await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
 
-    def _line_of(self, exchange: Exchange) -> tuple[int | None, str | None]:
+    def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
         flight = self._recorder.in_flight.get(exchange)
         return (None, None) if flight is None else (number_of(flight.task), waits_for(flight.task))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from .exchange import OTHER, Exchange, taken
 
-__all__ = ["FlightRecorder", "Line"]
+__all__ = ["FlightRecorder", "StateOf"]
 
 LATENCIES = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 """Seconds, the upper ends of the latency classes."""
@@ -32,8 +32,8 @@ _LATEST = 200
 """Exchanges kept of all families together."""
 _MOST_IN_FLIGHT = 500
 
-Line = Callable[[Exchange], "tuple[int | None, str | None]"]
-"""The task id of a request in flight and what it waits for."""
+StateOf = Callable[[Exchange], "tuple[int | None, tuple[str, str] | None]"]
+"""The task id of a request in flight, and kind and detail of what it waits for."""
 
 
 class FlightRecorder:
@@ -70,14 +70,14 @@ class FlightRecorder:
             family = self._families.setdefault(key, _Family())
         return family
 
-    def overview(self, line: Line) -> dict[str, Any]:
+    def overview(self, state_of: StateOf) -> dict[str, Any]:
         """The document of ``/_tasks/requests``; works from any thread."""
         self.settle()
         flying = list(self._in_flight())
         by_family = Counter((exchange.method, exchange.route) for exchange in flying)
         flying.sort(key=lambda exchange: exchange.started)
         return {
-            "in_flight": [_flying(exchange, line) for exchange in flying[:_MOST_IN_FLIGHT]],
+            "in_flight": [_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT]],
             "routes": [
                 {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
                 for (method, route), family in sorted(
@@ -87,11 +87,12 @@ class FlightRecorder:
             "left_out": max(0, len(flying) - _MOST_IN_FLIGHT),
         }
 
-    def find(self, request_id: str) -> dict[str, Any] | None:
+    def find(self, request_id: str, state_of: StateOf) -> dict[str, Any] | None:
         """The document of ``/_tasks/requests/{request_id}``: the latest with that id, if it is known."""
         self.settle()
         known = chain(self._in_flight(), reversed(list(self._latest)), self._kept())
-        return next((_whole(exchange) for exchange in known if exchange.request_id == request_id), None)
+        found = next((exchange for exchange in known if exchange.request_id == request_id), None)
+        return None if found is None else _whole(found, state_of(found)[1])
 
     def _kept(self) -> Iterator[Exchange]:
         for family in list(self._families.values()):
@@ -168,22 +169,22 @@ def _brief(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def _flying(exchange: Exchange, line: Line) -> dict[str, Any]:
-    task, waits_for = line(exchange)
+def _flying(exchange: Exchange, state_of: StateOf) -> dict[str, Any]:
+    task, wait = state_of(exchange)
     return {
         "request_id": exchange.request_id,
         "method": exchange.method,
         "route": exchange.route,
         "seconds": _seconds(exchange),
-        **_split(exchange),
-        "waits_for": waits_for,
+        **_split(exchange, wait),
+        "waits_for": None if wait is None else wait[1],
         "task": task,
         "trace_id": exchange.trace_id,
         "client_left": exchange.client_left_at is not None,
     }
 
 
-def _whole(exchange: Exchange) -> dict[str, Any]:
+def _whole(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
     return {
         "request_id": exchange.request_id,
         "method": exchange.method,
@@ -194,7 +195,7 @@ def _whole(exchange: Exchange) -> dict[str, Any]:
         "status": exchange.status,
         "error_type": exchange.error_type,
         "seconds": _seconds(exchange),
-        **_split(exchange),
+        **_split(exchange, wait),
         "polls": exchange.polls,
         "longest_poll_seconds": round(exchange.longest_poll, 6),
         "trace_id": exchange.trace_id,
@@ -214,11 +215,15 @@ def _whole(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def _split(exchange: Exchange) -> dict[str, Any]:
+def _split(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
+    """Where its time went, what it waits for now included."""
+    waiting = dict(exchange.waiting)
+    if wait is not None and exchange.duration is None and exchange.suspended_at is not None:
+        waiting[wait[0]] = waiting.get(wait[0], 0.0) + perf_counter() - exchange.suspended_at
     return {
         "busy_seconds": round(exchange.busy, 6),
         "ready_seconds": round(exchange.ready, 6),
-        "waiting": _rounded(exchange.waiting),
+        "waiting": _rounded(waiting),
     }
 
 

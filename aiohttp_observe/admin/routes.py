@@ -65,6 +65,7 @@ class Routes:
         app.router.add_post(self._path + "/cancel", self._guarded(self._cancelling.many))
         if self._gate.has_login:
             app.router.add_post(self._path + "/login", self.login)
+            app.router.add_get(self._path + "/login.css", self.login_style)
         app.router.add_route("*", self._path, self._guarded(self.not_allowed))
         app.router.add_route("*", self._path + "/{rest:.*}", self._guarded(self.nothing))
         app.on_shutdown.append(self._streams.close)
@@ -165,6 +166,10 @@ class Routes:
         response = web.Response(status=303, headers={**HEADERS, "Location": base})
         self._gate.start_session(request, response, base)
         return response
+
+    async def login_style(self, request: web.Request) -> web.Response:
+        """What the login page looks like may be known."""
+        return web.Response(text=_read("page.css"), content_type="text/css", charset="utf-8", headers=HEADERS)
 
     def _page(
         self, name: str, request: web.Request, *, status: int = 200, headers: Mapping[str, str] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Frame, Group
+from .places import is_library
 from .seen import Seen
 from .tracker import is_adopted, number_of
 
@@ -55,8 +56,8 @@ class Groups:
         crowd.add(seen)
 
     def crowds(self) -> list[Crowd]:
-        """All, the largest first."""
-        return sorted(self._crowds.values(), key=lambda crowd: -crowd.count)
+        """All, those in the service's own code before those in a library's, the largest first."""
+        return sorted(self._crowds.values(), key=lambda crowd: (_is_foreign(crowd.line), -crowd.count))
 
     def requests(self) -> int:
         """How many of the tasks are a request's own."""
@@ -65,6 +66,10 @@ class Groups:
     def top(self) -> tuple[Group, ...]:
         """The largest, in words."""
         return tuple(_group(crowd) for crowd in self.crowds()[:_MOST])
+
+
+def _is_foreign(line: Frame | None) -> bool:
+    return line is None or is_library(line.file)
 
 
 def _group(crowd: Crowd) -> Group:

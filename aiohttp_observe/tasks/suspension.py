@@ -47,11 +47,12 @@ def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> st
         return "future"
 
 
-def waits_for(task: asyncio.Task[Any]) -> str | None:
-    """The wait's detail, as a snapshot has it; ``None`` if ``task`` doesn't wait.  Never raises."""
+def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
+    """Kind and detail of what it waits for, as a snapshot has them; ``None`` if nothing.  Never raises."""
     try:
         chain = Chain(task, is_made_by_wait_for)
-        return read_wait(chain, stack_of_chain(chain)).detail if chain.waits else None
+        reading = read_wait(chain, stack_of_chain(chain)) if chain.waits else None
+        return None if reading is None else (reading.kind, reading.detail)
     except Exception:  # an awaitable that is like no other
         return None
 

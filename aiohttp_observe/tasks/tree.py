@@ -64,7 +64,7 @@ def _node(task: TaskInfo) -> Node:
 
 def _awaits(snapshot: Snapshot) -> Iterator[tuple[int, int, str]]:
     holders = {
-        resource.id: (resource.holders, f"{resource.type} {resource.id} ({resource.detail})")
+        resource.id: (resource.holders, f"{resource.type} {resource.id} ({resource.state})")
         for resource in snapshot.resources
     }
     for task in snapshot.tasks:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestServer
 from playwright.async_api import Browser, Page, async_playwright, expect
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Admin, Metrics, setup_observability
+from aiohttp_observe import Admin, Metrics, operation, setup_observability
 from tests.real import require
 
 FLAGS = [
@@ -61,6 +63,11 @@ async def service(admin: Admin) -> AsyncIterator[BaseTestServer]:
         async with lock:
             await asyncio.Event().wait()
 
+    async def packed(request: web.Request) -> web.Response:
+        async with operation("pack order"):
+            return web.Response()
+
+    app.router.add_get("/packed", packed)
     async with TestServer(app) as server:
         tasks = [asyncio.create_task(hold(), name=name) for name in ("holder", "waiter", MARKUP)]
         yield server
@@ -78,7 +85,7 @@ async def test_the_page_shows_the_tasks_and_nothing_else_happens(browser: Browse
         await expect(rows.filter(has_text="holder")).to_contain_text("event")
         await expect(rows.filter(has_text=MARKUP)).to_have_count(1)
         assert await watched.page.title() == "Tasks"
-        assert await watched.page.locator("#tasks img, #tasks script").count() == 0
+        assert await watched.page.locator("#view img, #view script").count() == 0
         assert watched.errors == []
         assert watched.asked == {f"{server.host}:{server.port}"}
 
@@ -103,6 +110,130 @@ async def test_the_page_filters_opens_and_follows(browser: Browser) -> None:
         await page.get_by_role("button", name="lock", exact=False).first.click()
         await expect(rows).to_have_count(2)
         assert watched.errors == []
+
+
+async def test_the_verdict_names_a_deadlock_and_leads_to_it(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        watched = Watched(await browser.new_page())
+        page = watched.page
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#verdict")).to_have_text("Nothing stands out.")
+        first, second = asyncio.Lock(), asyncio.Lock()
+
+        async def take(one: asyncio.Lock, other: asyncio.Lock) -> None:
+            async with one:
+                await asyncio.sleep(0)
+                async with other:
+                    pass
+
+        tasks = [
+            asyncio.create_task(take(first, second), name="one"),
+            asyncio.create_task(take(second, first), name=MARKUP),
+        ]
+        finding = page.get_by_role("button", name="deadlock")
+        await expect(finding).to_contain_text(MARKUP)
+        await finding.click()
+        await expect(page.get_by_role("tab", name="Trees")).to_have_attribute("aria-selected", "true")
+        await expect(page.locator("#view .deadlock")).to_contain_text("one")
+        for task in tasks:
+            task.cancel()
+        await expect(page.locator("#verdict")).to_have_text("Nothing stands out.")
+        assert watched.errors == []
+
+
+async def test_every_view_shows_what_there_is(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        watched = Watched(await browser.new_page())
+        page, view = watched.page, watched.page.locator("#view")
+        await page.goto(str(server.make_url("/_tasks#requests")))
+        await expect(view).to_contain_text("/_tasks/stream")
+        await page.get_by_role("link", name="task").first.click()
+        await expect(page.locator("tr.details")).to_contain_text("Await chain")
+        await page.keyboard.press("3")
+        await expect(view).to_contain_text("holder")
+        await page.get_by_role("tab", name="Incidents").click()
+        await expect(view).to_contain_text("Not once since the start.")
+        asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+        await expect(view).to_contain_text("blocking call")
+        await page.get_by_role("tab", name="Trees").click()
+        await expect(view).to_contain_text("Who started whom")
+        assert watched.errors == []
+        assert watched.asked == {f"{server.host}:{server.port}"}
+
+
+async def test_a_request_shows_its_steps(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        async with aiohttp.ClientSession() as session:
+            headers = {"X-Request-ID": "the-one"}
+            await session.get(server.make_url("/packed"), headers=headers)
+        watched = Watched(await browser.new_page())
+        await watched.page.goto(str(server.make_url("/_tasks#requests/the-one")))
+        view = watched.page.locator("#view")
+        await expect(view).to_contain_text("GET /packed")
+        await expect(view).to_contain_text("pack order")
+        assert watched.errors == []
+
+
+async def test_the_keyboard_does_it_all(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        rows = page.locator("tr.task")
+        await expect(rows.filter(has_text="waiter")).to_be_visible()
+        await page.keyboard.press("/")
+        await page.keyboard.type("waiter")
+        await expect(rows).to_have_count(1)
+        await expect(page.get_by_label("Filter")).to_be_focused()
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("p")
+        await expect(page.get_by_role("button", name="Go on")).to_be_visible()
+        await expect(page.locator("#live")).to_have_text("paused")
+
+
+async def test_a_service_that_ends_is_said_to_be_gone(browser: Browser) -> None:
+    page = await browser.new_page()
+    async with service(Admin()) as server:
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#live")).to_contain_text("live")
+    await expect(page.locator("#live")).to_contain_text("no answer, again in")
+
+
+async def test_a_task_is_cancelled_after_one_has_agreed(browser: Browser) -> None:
+    async with service(Admin(token="open sesame", allow_cancel=True)) as server:
+        watched = Watched(await browser.new_page())
+        page = watched.page
+        await page.goto(str(server.make_url("/_tasks")))
+        await page.get_by_label("Admin token").fill("open sesame")
+        await page.get_by_role("button", name="Log in").click()
+        rows = page.locator("tr.task")
+        await rows.filter(has_text="waiter").click()
+        await page.get_by_role("button", name="Cancel this task").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("waiter")
+        await dialog.get_by_role("button", name="Keep running").click()
+        await page.get_by_role("button", name="Cancel this task").click()
+        await dialog.get_by_role("button", name="Cancel", exact=True).click()
+        await expect(rows.filter(has_text="waiter")).to_have_count(0)
+        await expect(rows.filter(has_text="holder")).to_have_count(1)
+        # The browser itself tells of the login page's answer, and of a task that is no more.
+        assert [error for error in watched.errors if "401" not in error and "404" not in error] == []
+
+
+async def test_ten_thousand_tasks_stay_smooth(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        tasks = [asyncio.create_task(asyncio.sleep(600)) for _ in range(10_000)]
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#count")).to_contain_text("not sent", timeout=20_000)
+        assert await page.locator("tr.task").count() <= 200
+        drawn = await page.evaluate(
+            "() => { const begun = performance.now(); location.hash = '#tasks'; "
+            "window.dispatchEvent(new Event('hashchange')); return performance.now() - begun }"
+        )
+        assert drawn < 1000
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_browser_logs_in(browser: Browser) -> None:

@@ -1,237 +1,212 @@
-// The task page: asks for the snapshot every two seconds and draws it.
-// All text of the service goes into the page as text, never as markup.
+// The console: follows the service's feed, and draws the view that the address names.
 
-const base = document.body.dataset.base;
-const INTERVAL = 2000;
-const MOST_ROWS = 500;
+import { at, base, clock, count, duration, element, fetched, kindly, redraw, sparkline, stack } from "./draw.js";
+import { incidents } from "./incidents.js";
+import { requests } from "./requests.js";
+import { resources } from "./resources.js";
+import { feedQuery, show, tasks } from "./tasks.js";
+import { trees } from "./trees.js";
 
-const view = { paused: false, sort: "age", ascending: false, search: "", state: null, wait: null, open: new Set() };
-let snapshot = null;
+const VIEWS = { tasks, requests, resources, incidents, trees };
+const MOST_POINTS = 150;
+const RETRY_SECONDS = 3;
 
-const at = (id) => document.getElementById(id);
+const state = { picture: null, points: [], paused: false, feed: null, view: "tasks", detail: "", loading: false };
 
-function element(tag, { text, className, ...attributes } = {}, ...children) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children.filter(Boolean));
-  return made;
-}
-
-function duration(seconds) {
-  if (seconds === null) return "–";
-  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 90) return `${seconds.toFixed(1)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
-}
-
-const fileName = (path) => path.split("/").slice(-2).join("/");
-const place = (frame) => `${fileName(frame.file)}:${frame.line} ${frame.function}`;
-const isLibrary = (frame) => /\/(site-packages|asyncio|aiohttp_observe)\//.test(frame.file);
-const where = (task) => task.frames.find((frame) => !isLibrary(frame)) ?? task.frames[0];
-
-// A request's own task runs aiohttp's coroutine: what the service calls it is its handler.
-const title = (task) => (task.coro === "RequestHandler._handle_request" && task.frames.length ? where(task).function : task.coro);
-
-function drawHead({ process, loop }) {
+function drawHead({ process, point }) {
   at("process").textContent =
     `pid ${process.pid} · Python ${process.python} · ${process.loop} · up ${duration(process.uptime_seconds)}`;
-  const busy = Math.round(loop.utilization * 100);
-  at("loop").textContent = `lag ${duration(loop.lag_seconds)} · loop ${busy} % busy`;
+  document.title = state.picture.verdict.length ? `(${state.picture.verdict.length}) Tasks` : "Tasks";
+  tell(`live · ${clock(point.at)}`, "ok");
 }
 
-function drawVerdict(sentences) {
-  at("verdict").replaceChildren(...sentences.map((text) => element("li", { text })));
+function drawVerdict({ findings }) {
+  if (!findings.length) return redraw(at("verdict"), element("p", { text: "Nothing stands out.", className: "well" }));
+  const sentences = findings.map((finding) =>
+    element("li", {}, element("button", {
+      type: "button",
+      text: finding.sentence,
+      className: `finding ${finding.kind}`,
+      "data-key": finding.sentence.replace(/[\d.]+/g, "#"),
+      on: { click: () => follow(finding) },
+    })),
+  );
+  return redraw(at("verdict"), element("ol", {}, ...sentences));
 }
 
-function drawTiles({ total, by_state, waiting }) {
-  const tiles = [tile("tasks", total, null, null)];
-  for (const state of ["running", "scheduled", "waiting"]) tiles.push(tile(state, by_state[state] ?? 0, "state", state));
-  for (const [kind, count] of Object.entries(waiting)) tiles.push(tile(kind.replaceAll("_", " "), count, "wait", kind));
-  redraw(at("tiles"), tiles);
+// To the evidence of a finding.
+function follow({ kind, tasks: ids, resource }) {
+  if (kind === "deadlock") location.hash = "#trees";
+  else if (resource !== null) location.hash = `#resources/${resource}`;
+  else if (ids.length) location.hash = `#tasks/${ids[0]}`;
 }
 
-function tile(label, count, filter, value) {
-  const pressed = filter !== null && view[filter] === value;
-  const made = element(
+function drawBlocked({ loop: { blocked_now: blocked } }) {
+  at("blocked").hidden = blocked === null;
+  if (blocked === null) return;
+  redraw(
+    at("blocked"),
+    element("h2", { text: `Blocked for ${duration(blocked.seconds)}` }),
+    element("p", { text: blocked.request_id ? `request ${blocked.request_id}` : "" }),
+    stack(blocked.stack),
+  );
+}
+
+function tile(label, value, values) {
+  return element("div", { className: "tile" }, element("span", { text: label }), element("b", { text: value }), sparkline(values));
+}
+
+function kindTile(kind, number) {
+  const pressed = show.wait === kind;
+  const values = state.points.map((point) => point.waiting?.[kind] ?? 0);
+  return element(
     "button",
-    { className: "tile", type: "button", "aria-pressed": pressed, "data-key": label },
-    element("b", { text: count.toLocaleString("en") }),
-    element("span", { text: label }),
+    {
+      className: "tile",
+      type: "button",
+      "aria-pressed": pressed,
+      "data-key": `kind-${kind}`,
+      on: { click: () => choose({ wait: pressed ? null : kind }) },
+    },
+    element("span", { text: kindly(kind) }),
+    element("b", { text: count(number) }),
+    sparkline(values),
   );
-  made.addEventListener("click", () => {
-    view.state = view.wait = null;
-    if (filter !== null && !pressed) view[filter] = value;
-    refresh();
-  });
-  return made;
 }
 
-function drawGroups(groups) {
-  const rows = groups.slice(0, 12).map(({ coro, count, oldest_seconds }) =>
-    element(
-      "tr",
-      {},
-      element("td", { text: coro, className: "coro" }),
-      element("td", { text: count.toLocaleString("en"), className: "number" }),
-      element("td", { text: duration(oldest_seconds), className: "number" }),
-    ),
+function drawTiles({ summary, point }) {
+  const of = (name) => state.points.map((each) => each[name]);
+  redraw(
+    at("tiles"),
+    tile("requests / s", point.requests_per_second.toFixed(point.requests_per_second < 10 ? 1 : 0), of("requests_per_second")),
+    tile("in flight", count(point.in_flight), of("in_flight")),
+    tile("loop lag", duration(point.lag_seconds), of("lag_seconds")),
+    tile("loop busy", `${Math.round(100 * point.utilization)} %`, of("utilization")),
+    tile("tasks", count(summary.total), state.points.map((each) => each.total ?? 0)),
+    ...Object.entries(summary.waiting).slice(0, 9).map(([kind, number]) => kindTile(kind, number)),
   );
-  if (groups.length > rows.length) {
-    rows.push(element("tr", {}, element("td", { text: `and ${groups.length - rows.length} more`, colspan: 3, className: "empty" })));
-  }
-  at("by-coro").replaceChildren(...rows);
 }
 
-const KEYS = {
-  id: (task) => task.id,
-  name: (task) => `${title(task)} ${task.name}`,
-  wait: (task) => (task.wait ? `${task.wait.kind} ${task.wait.detail}` : ""),
-  where: (task) => (task.frames.length ? place(where(task)) : ""),
-  request: (task) => (task.request ? `${task.request.route} ${task.request.id}` : ""),
-  age: (task) => task.age_seconds ?? -1,
-};
-
-function chosen(tasks) {
-  const words = view.search.toLowerCase().split(/\s+/).filter(Boolean);
-  const key = KEYS[view.sort];
-  const text = (task) => [task.id, task.operation, ...["name", "wait", "where", "request"].map((name) => KEYS[name](task))].join(" ").toLowerCase();
-  const found = tasks.filter((task) => words.every((word) => text(task).includes(word)));
-  const order = view.ascending ? 1 : -1;
-  return found.sort((one, other) => order * (key(one) > key(other) ? 1 : key(one) < key(other) ? -1 : 0));
+function drawPicture() {
+  const { picture } = state;
+  if (!picture) return;
+  drawHead(picture);
+  drawVerdict(picture);
+  drawBlocked(picture);
+  drawTiles(picture);
+  drawView();
 }
 
-function drawTasks({ tasks, summary, truncated }) {
-  const found = chosen(tasks);
-  const shown = found.slice(0, MOST_ROWS);
-  at("count").textContent = [
-    `${shown.length} of ${summary.total.toLocaleString("en")}`,
-    truncated ? `${truncated.toLocaleString("en")} not sent` : "",
-    view.state ?? view.wait ? `only ${view.state ?? view.wait}` : "",
-  ].filter(Boolean).join(" · ");
-  const rows = shown.flatMap((task) => [row(task), view.open.has(task.id) ? details(task) : null].filter(Boolean));
-  if (!rows.length) rows.push(element("tr", {}, element("td", { text: "No such task.", colspan: 6, className: "empty" })));
-  redraw(at("tasks"), rows);
-  for (const head of document.querySelectorAll("[data-sort]")) {
-    const sorted = head.dataset.sort === view.sort;
-    head.parentElement.setAttribute("aria-sort", sorted ? (view.ascending ? "ascending" : "descending") : "none");
-  }
-}
-
-function row(task) {
-  const open = view.open.has(task.id);
-  const made = element(
-    "tr",
-    { className: "task", tabindex: 0, "aria-expanded": open, "data-key": task.id },
-    element("td", { text: task.id, className: "number" }),
-    element(
-      "td",
-      {},
-      element("span", { className: `state ${task.state}`, title: task.state }),
-      element("span", { text: title(task), className: "coro" }),
-      element("small", { text: task.operation ? `${task.name} · ${task.operation}` : task.name }),
-    ),
-    element("td", {}, ...waits(task)),
-    element("td", { text: task.frames.length ? place(where(task)) : "", className: "where" }),
-    task.request
-      ? element("td", { text: `${task.request.method} ${task.request.route}` }, element("small", { text: task.request.id }))
-      : element("td", { text: "" }),
-    element("td", { text: duration(task.age_seconds), className: "number" }),
-  );
-  const toggle = () => {
-    open ? view.open.delete(task.id) : view.open.add(task.id);
-    draw();
-  };
-  made.addEventListener("click", toggle);
-  made.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      toggle();
-    }
-  });
-  return made;
-}
-
-function waits({ wait, state, warnings }) {
-  const shown = wait
-    ? [element("span", { text: wait.kind, className: "kind" }), element("small", { text: wait.detail })]
-    : [element("span", { text: state })];
-  return [...shown, ...warnings.map((text) => element("small", { text: `⚠ ${text}`, className: "warning" }))];
-}
-
-function details(task) {
-  const facts = [
-    task.wait?.on.length ? `waits for ${task.wait.on.map((id) => `task ${id}`).join(", ")}` : "",
-    task.created_at_frame ? `created at ${place(task.created_at_frame)}` : "",
-    task.created_by ? `by task ${task.created_by}` : "",
-    task.trace_id ? `trace ${task.trace_id}` : "",
-    task.orphan ? "its request has finished" : "",
-  ].filter(Boolean);
-  const frames = element("ol", {}, ...task.frames.map((frame) => element("li", { text: `${frame.file}:${frame.line} in ${frame.function}`, className: "where" })));
-  return element("tr", { className: "details" }, element("td", { colspan: 6 }, element("div", { text: "Await chain, innermost first" }), frames, element("div", { text: facts.join(" · "), className: "dim" })));
-}
-
-// Replaces the children but keeps the keyboard where it was.
-function redraw(parent, children) {
-  const key = parent.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  parent.replaceChildren(...children);
-  if (key !== undefined) children.find((child) => child.dataset.key === key)?.focus();
-}
-
-function draw() {
-  if (!snapshot) return;
-  drawHead(snapshot);
-  drawVerdict(snapshot.verdict);
-  drawTiles(snapshot.summary);
-  drawGroups(snapshot.summary.by_coro);
-  drawTasks(snapshot);
-}
-
-function query() {
-  const asked = new URLSearchParams({ format: "json", frames: "20", limit: "2000" });
-  if (view.state) asked.set("state", view.state);
-  if (view.wait) asked.set("wait", view.wait);
-  return asked;
-}
-
-async function refresh() {
-  const trouble = at("trouble");
+async function drawView() {
+  const view = VIEWS[state.view];
+  if (!view.path) return state.picture && redraw(at("view"), view.draw(state.picture, state.detail, page));
+  if (state.loading) return;
+  state.loading = true;
+  const asked = `${state.view}/${state.detail}`;
   try {
-    const response = await fetch(`${base}?${query()}`, { headers: { Accept: "application/json" } });
-    if (!response.ok) throw new Error(response.status === 401 ? "logged out: reload the page" : `answer ${response.status}`);
-    snapshot = await response.json();
-    trouble.hidden = true;
-    draw();
+    const found = await view.load(fetched, state.detail);
+    if (asked === `${state.view}/${state.detail}`) redraw(at("view"), view.draw(found, state.detail, page));
+    trouble(null);
   } catch (error) {
-    trouble.textContent = `No news from the service: ${error.message}`;
-    trouble.hidden = false;
+    trouble(`No news from the service: ${error.message}`);
+  } finally {
+    state.loading = false;
   }
 }
 
-async function follow() {
-  if (!view.paused && !document.hidden) await refresh();
-  setTimeout(follow, INTERVAL);
+// What a view may ask of the page.
+const page = { choose, fetched, redraw: drawView, cancel, picture: () => state.picture };
+
+function choose(filters) {
+  Object.assign(show, filters);
+  location.hash = "#tasks";
+  open();
 }
 
-at("pause").addEventListener("click", ({ currentTarget }) => {
-  view.paused = !view.paused;
-  currentTarget.setAttribute("aria-pressed", view.paused);
-  currentTarget.textContent = view.paused ? "Resume" : "Pause";
-});
-at("search").addEventListener("input", ({ currentTarget }) => {
-  view.search = currentTarget.value;
-  draw();
-});
-at("filters").addEventListener("submit", (event) => event.preventDefault());
-for (const head of document.querySelectorAll("[data-sort]")) {
-  head.addEventListener("click", () => {
-    view.ascending = view.sort === head.dataset.sort ? !view.ascending : head.dataset.sort !== "age";
-    view.sort = head.dataset.sort;
-    draw();
-  });
+// A change of the address: another view, or another detail in it.
+function turn() {
+  const [view, ...detail] = location.hash.slice(1).split("/");
+  state.view = view in VIEWS ? view : "tasks";
+  state.detail = decodeURIComponent(detail.join("/"));
+  for (const tab of at("tabs").children) tab.setAttribute("aria-selected", tab.id === `tab-${state.view}`);
+  at("view").setAttribute("aria-labelledby", `tab-${state.view}`);
+  drawView();
 }
-const single = location.pathname.slice(base.length).match(/^\/(\d+)$/);
-if (single) view.open.add(Number(single[1]));
-follow();
+
+function trouble(text) {
+  at("trouble").hidden = text === null;
+  at("trouble").textContent = text ?? "";
+}
+
+function tell(text, className) {
+  at("live").textContent = text;
+  at("live").className = className;
+}
+
+function open() {
+  state.feed?.close();
+  if (state.paused) return;
+  const feed = (state.feed = new EventSource(`${base}/stream?${feedQuery()}`));
+  feed.addEventListener("history", ({ data }) => (state.points = JSON.parse(data)));
+  feed.addEventListener("refused", ({ data }) => trouble(JSON.parse(data).error));
+  feed.addEventListener("picture", ({ data }) => {
+    state.picture = JSON.parse(data);
+    state.points.push({ ...state.picture.point, total: state.picture.summary.total });
+    state.points.splice(0, state.points.length - MOST_POINTS);
+    trouble(null);
+    drawPicture();
+  });
+  feed.onerror = () => {
+    feed.close();
+    if (feed === state.feed && !state.paused) again(RETRY_SECONDS);
+  };
+}
+
+// The service has gone, or refuses: says so, and tries again.
+function again(seconds) {
+  tell(seconds ? `no answer, again in ${seconds} s` : "connecting…", "bad");
+  if (seconds) setTimeout(() => again(seconds - 1), 1000);
+  else open();
+}
+
+function pause() {
+  state.paused = !state.paused;
+  at("pause").setAttribute("aria-pressed", state.paused);
+  at("pause").textContent = state.paused ? "Go on" : "Pause";
+  if (!state.paused) return open();
+  state.feed?.close();
+  return tell("paused", "");
+}
+
+// Asks, and cancels what it was asked about: a task's id, or the query of a filter.
+async function cancel(path, question, number) {
+  at("question").textContent = question;
+  at("confirm").returnValue = "no";
+  at("confirm").showModal();
+  await new Promise((closed) => at("confirm").addEventListener("close", closed, { once: true }));
+  if (at("confirm").returnValue !== "yes") return;
+  const response = await fetch(`${base}/${path}`, {
+    method: "POST",
+    credentials: "same-origin",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ confirm: number }),
+  });
+  trouble(response.ok ? null : (await response.json().catch(() => ({ error: `answer ${response.status}` }))).error);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT/.test(event.target.tagName)) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (event.key === "p") pause();
+  else if (event.key === "/" && at("search")) {
+    event.preventDefault();
+    at("search").focus();
+  } else if (event.key === "Escape") location.hash = `#${state.view}`;
+  else if (event.key >= "1" && event.key <= "5") location.hash = `#${Object.keys(VIEWS)[event.key - 1]}`;
+});
+at("pause").addEventListener("click", pause);
+window.addEventListener("hashchange", turn);
+turn();
+open();

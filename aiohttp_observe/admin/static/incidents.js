@@ -1,0 +1,47 @@
+// Incidents: what has blocked the loop, and failures that nobody handled, by line.
+
+import { cell, clock, count, duration, element, number, place, stack, table } from "./draw.js";
+
+const link = (id) => element("a", { href: `#requests/${encodeURIComponent(id)}`, text: id, title: id, className: "id" });
+
+function blocked(line, index) {
+  const { example, cause } = line;
+  return element(
+    "tr",
+    {},
+    element("td", {}, element("span", { text: place(line.frame), className: "where" }), element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
+    number(count(line.count)),
+    number(duration(line.longest_seconds)),
+    number(duration(line.total_seconds)),
+    element("td", {}, element("span", { text: cause.kind.replaceAll("_", " "), className: "kind" }), ` ${cause.confidence}`, element("small", { text: cause.evidence })),
+    element("td", {}, element("span", { text: example.request ?? example.task ?? "a callback" }), example.request_id && element("small", {}, link(example.request_id))),
+    element("td", {}, example.victims_total ? `${count(example.victims_total)} requests` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
+    number(clock(line.last_at)),
+  );
+}
+
+function unhandled(failure) {
+  const { example } = failure;
+  return element(
+    "tr",
+    {},
+    element("td", {}, element("span", { text: failure.kind.replaceAll("_", " "), className: "kind" }), failure.exception && element("small", { text: failure.exception })),
+    cell(place(failure.frame), "where"),
+    cell(failure.coro ?? "", "coro"),
+    number(count(failure.count)),
+    element("td", {}, element("span", { text: example.task ?? "" }), example.request_id && element("small", {}, link(example.request_id))),
+    number(clock(failure.last_at)),
+  );
+}
+
+function draw(found, detail, page) {
+  const left = found.left_out ? `${count(found.left_out)} not kept` : "";
+  return [
+    element("h2", {}, "The loop was blocked ", element("span", { text: left })),
+    table(["Line", "#Times", "#Longest", "#Together", "Cause", "By", "Kept waiting", "#Last"], found.blocked.map(blocked), "Not once since the start."),
+    element("h2", { text: "Nobody handled" }),
+    table(["Failure", "Where", "Coroutine", "#Times", "Last task", "#Last"], found.unhandled.map(unhandled), "No failure since the start."),
+  ];
+}
+
+export const incidents = { path: "/incidents", load: (fetched) => fetched("/incidents"), draw };

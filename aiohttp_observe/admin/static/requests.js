@@ -1,0 +1,91 @@
+// Requests: in flight, by route, and one of them.
+
+import { cell, clock, count, drawing, duration, element, number, split, table } from "./draw.js";
+
+const link = (id) => element("a", { href: `#requests/${encodeURIComponent(id)}`, text: id, title: id, className: "id", "data-key": `request-${id}` });
+
+function flying(request) {
+  return element(
+    "tr",
+    {},
+    element("td", {}, element("span", { text: `${request.method} ${request.route}` }), element("small", {}, link(request.request_id))),
+    element("td", {}, element("span", { text: request.waits_for ?? "–", className: "kind" }), request.client_left && element("small", { text: "⚠ its client has left", className: "warning" })),
+    element("td", {}, request.task ? element("a", { href: `#tasks/${request.task}`, text: `task ${request.task}`, "data-key": `flying-${request.task}` }) : ""),
+    element("td", {}, split(request)),
+    number(duration(request.seconds)),
+  );
+}
+
+function family(route) {
+  const latency = Object.entries(route.latency).filter(([, n]) => n).map(([name, n]) => element("span", { className: "class", text: `${name} ${count(n)}` }));
+  return element(
+    "tr",
+    {},
+    element("td", {}, element("span", { text: `${route.method} ${route.route}`, className: "where" }), route.in_flight > 0 && element("small", { text: `${count(route.in_flight)} in flight` })),
+    number(count(route.count)),
+    cell(route.errors ? count(route.errors) : "", "number bad"),
+    number(route.count ? duration(route.seconds / route.count) : "–"),
+    element("td", {}, split(route)),
+    element("td", { className: "classes" }, ...latency),
+    element("td", {}, ...some("slowest", route.slowest), ...some("failed", route.failed)),
+  );
+}
+
+function some(label, requests) {
+  return requests.slice(0, 3).map((request) =>
+    element("small", {}, `${label} ${duration(request.seconds)} `, element("a", { href: `#requests/${encodeURIComponent(request.request_id)}`, text: request.error_type ?? String(request.status ?? "–"), title: request.request_id, "data-key": `${label}-${request.request_id}` })),
+  );
+}
+
+function overview({ in_flight, routes, left_out }) {
+  return [
+    element("h2", {}, "In flight ", element("span", { text: count(in_flight.length + left_out) })),
+    table(["Request", "Waits for", "Task", "Time", "#Since"], in_flight.map(flying), "No request is being served."),
+    element("h2", { text: "By route" }),
+    table(["Route", "#Requests", "#Errors", "#Mean", "Time", "Latency", "Examples"], routes.map(family), "No request yet."),
+  ];
+}
+
+function waterfall({ steps, seconds }) {
+  const total = Math.max(seconds, 1e-6);
+  return steps.map((step) => {
+    const took = step.seconds ?? seconds - step.started_seconds;
+    const bar = drawing("rect", { x: ((100 * step.started_seconds) / total).toFixed(2), y: 0, width: Math.max((100 * took) / total, 0.6).toFixed(2), height: 8, class: step.error ? "failed" : step.kind });
+    return element(
+      "tr",
+      {},
+      element("td", {}, element("span", { text: step.name }), element("small", { text: step.error ? `${step.kind} · ${step.error}` : step.kind })),
+      element("td", { className: "waterfall" }, drawing("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, bar)),
+      number(duration(step.started_seconds)),
+      number(step.seconds === null ? "goes on" : duration(step.seconds)),
+    );
+  });
+}
+
+function one(request) {
+  const facts = [
+    ["status", request.in_flight ? "in flight" : `${request.status ?? "–"}${request.error_type ? ` · ${request.error_type}` : ""}`],
+    ["took", duration(request.seconds)],
+    ["began", clock(request.at)],
+    ["path", request.path],
+    ["client", request.client_address ?? "–"],
+    ["polls", `${count(request.polls)}, the longest ${duration(request.longest_poll_seconds)}`],
+    ["trace", request.trace_id ?? "–"],
+    ["request", request.request_id],
+  ];
+  return [
+    element("p", {}, element("a", { href: "#requests", text: "← all requests", "data-key": "back" })),
+    element("h2", { text: `${request.method} ${request.route}` }),
+    element("dl", { className: "facts" }, ...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })])),
+    element("h2", { text: "Where the time went" }),
+    split(request),
+    element("h2", {}, "Steps ", element("span", { text: request.steps_left_out ? `${count(request.steps_left_out)} not kept` : "" })),
+    table(["Step", "When", "#After", "#Took"], waterfall(request), "No outbound call and no operation."),
+  ];
+}
+
+export const requests = {
+  path: "/requests",
+  load: (fetched, id) => fetched(id ? `/requests/${encodeURIComponent(id)}` : "/requests"),
+  draw: (found, id) => (id ? one(found) : overview(found)),
+};

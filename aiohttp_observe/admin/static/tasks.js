@@ -1,0 +1,178 @@
+// Tasks: grouped by where they wait, then one by one.
+
+import { cell, count, duration, element, kindly, number, ownFrame, place, stack, table } from "./draw.js";
+
+const FEW = 200;
+const MANY = 2000;
+const MOST_GROUPS = 12;
+
+// What is shown: filters that the service applies, and what is searched for here.
+export const show = { state: null, wait: null, coro: null, search: "", sort: "age", ascending: false, limit: FEW, all: false };
+const details = new Map();
+
+export function feedQuery() {
+  const asked = new URLSearchParams({ frames: "20", limit: show.search ? MANY : show.limit });
+  for (const name of ["state", "wait", "coro"]) if (show[name]) asked.set(name, show[name]);
+  return asked;
+}
+
+// A request's own task runs aiohttp's coroutine: what the service calls it is its handler.
+const title = (task) => (task.coro === "RequestHandler._handle_request" && task.frames.length ? ownFrame(task.frames).function : task.coro);
+
+const KEYS = {
+  id: (task) => task.id,
+  task: (task) => `${title(task)} ${task.name}`,
+  wait: (task) => (task.wait ? `${task.wait.kind} ${task.wait.detail}` : task.state),
+  where: (task) => place(ownFrame(task.frames)),
+  request: (task) => (task.request ? `${task.request.route} ${task.request.id}` : ""),
+  age: (task) => task.age_seconds ?? -1,
+};
+const COLUMNS = { id: "id", task: "Task", wait: "Waits for", where: "Where", request: "Request", age: "Age" };
+
+function chosen(tasks) {
+  const words = show.search.toLowerCase().split(/\s+/).filter(Boolean);
+  const text = (task) => [task.id, task.operation, task.trace_id, ...["task", "wait", "where", "request"].map((name) => KEYS[name](task))].join(" ").toLowerCase();
+  const found = words.length ? tasks.filter((task) => { const all = text(task); return words.every((word) => all.includes(word)); }) : tasks;
+  const key = KEYS[show.sort];
+  const order = show.ascending ? 1 : -1;
+  return [...found].sort((one, other) => order * (key(one) > key(other) ? 1 : key(one) < key(other) ? -1 : 0));
+}
+
+function groupRows(groups, page) {
+  const shown = show.all ? groups : groups.slice(0, MOST_GROUPS);
+  const rows = shown.map((group, index) => {
+    const filter = () => page.choose({ coro: exactly(group.coro), wait: group.wait });
+    return element(
+      "tr",
+      { className: "pick", tabindex: 0, "data-key": `group-${index}`, on: { click: filter, keydown: (event) => event.key === "Enter" && filter() } },
+      number(count(group.count)),
+      element("td", {}, element("span", { text: group.wait ? kindly(group.wait) : group.detail, className: "kind" }), group.wait && element("small", { text: group.detail })),
+      element("td", {}, element("span", { text: place(group.frame), className: "where" }), element("small", { text: group.coro })),
+      number(duration(group.oldest_seconds)),
+    );
+  });
+  if (groups.length > shown.length) rows.push(more(`${groups.length - shown.length} groups more`, 4, () => { show.all = true; page.redraw(); }));
+  return rows;
+}
+
+// A coroutine's name as a pattern of the service's that matches nothing else.
+const exactly = (coro) => coro.replace(/[[*?]/g, (sign) => `[${sign}]`);
+
+const more = (text, columns, act) =>
+  element("tr", {}, element("td", { colspan: columns, className: "empty" }, element("button", { type: "button", text, "data-key": text.replace(/\d+/, "#"), on: { click: act } })));
+
+function head(page) {
+  return Object.entries(COLUMNS).map(([name, text]) => {
+    const sorted = show.sort === name;
+    const sort = () => { Object.assign(show, sorted ? { ascending: !show.ascending } : { sort: name, ascending: name !== "age" }); page.redraw(); };
+    return element(
+      "th",
+      { scope: "col", className: name === "id" || name === "age" ? "number" : "", "aria-sort": sorted ? (show.ascending ? "ascending" : "descending") : "none" },
+      element("button", { type: "button", text, "data-key": `sort-${name}`, on: { click: sort } }),
+    );
+  });
+}
+
+function row(task, open) {
+  const toggle = () => { location.hash = open ? "#tasks" : `#tasks/${task.id}`; };
+  const act = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle(); } };
+  return element(
+    "tr",
+    { className: "pick task", tabindex: 0, "aria-expanded": open, "data-key": `task-${task.id}`, on: { click: toggle, keydown: act } },
+    number(task.id),
+    element("td", {}, element("span", { className: `state ${task.state}`, title: task.state }), element("span", { text: title(task), className: "coro" }), element("small", { text: task.operation ? `${task.name} · ${task.operation}` : task.name })),
+    element("td", {}, ...waits(task)),
+    cell(place(ownFrame(task.frames)), "where"),
+    task.request ? element("td", {}, element("span", { text: `${task.request.method} ${task.request.route}` }), element("small", { text: task.request.id, title: task.request.id, className: "id" })) : cell(""),
+    number(duration(task.age_seconds)),
+  );
+}
+
+function waits({ wait, state, warnings }) {
+  const shown = wait ? [element("span", { text: kindly(wait.kind), className: "kind" }), element("small", { text: wait.detail })] : [element("span", { text: state })];
+  return [...shown, ...warnings.map((text) => element("small", { text: `⚠ ${text}`, className: "warning" }))];
+}
+
+const link = (id) => element("a", { href: `#tasks/${id}`, text: `task ${id}` });
+const listed = (label, ids) => ids.length > 0 && element("p", {}, `${label} `, ...ids.slice(0, 20).flatMap((id, index) => [index ? ", " : "", link(id)]), ids.length > 20 ? ` and ${ids.length - 20} more` : "");
+
+function detailRow(task, picture, page) {
+  const whole = details.get(task.id) ?? task;
+  const resource = picture.resources.find(({ id }) => id === task.wait?.resource);
+  const awaiting = picture.tasks.filter((other) => other.wait?.on.includes(task.id)).map(({ id }) => id);
+  const made = picture.tasks.filter((other) => other.created_by === task.id).map(({ id }) => id);
+  const name = task.name;
+  return element(
+    "tr",
+    { className: "details" },
+    element(
+      "td",
+      { colspan: 6 },
+      element("h3", { text: "Await chain, innermost first" }),
+      stack(whole.frames),
+      listed("waits for", task.wait?.on ?? []),
+      resource && element("p", {}, "waits at ", element("a", { href: `#resources/${resource.id}`, text: `${resource.type} ${resource.id}` }), ` (${resource.detail})`),
+      resource && listed("which is held by", resource.holders),
+      listed("is awaited by", awaiting),
+      listed("has started", made),
+      task.created_at_frame && element("p", {}, `created at ${place(task.created_at_frame)}`, task.created_by ? " by " : "", task.created_by ? link(task.created_by) : ""),
+      task.request && element("p", {}, "works for ", element("a", { href: `#requests/${encodeURIComponent(task.request.id)}`, text: `request ${task.request.id}` })),
+      task.trace_id && element("p", { text: `trace ${task.trace_id}` }),
+      picture.allow_cancel && element("button", { type: "button", className: "danger", text: "Cancel this task", "data-key": "cancel", on: { click: () => page.cancel(`${task.id}/cancel`, `Cancel task ${task.id}, ${name}?`, 1) } }),
+    ),
+  );
+}
+
+function filterBar(picture, page) {
+  const active = ["state", "wait", "coro"].filter((name) => show[name]);
+  const query = new URLSearchParams(active.map((name) => [name, show[name]]));
+  const total = picture.summary.total;
+  let typing = 0;
+  const searched = ({ target }) => {
+    const widened = Boolean(show.search) !== Boolean(target.value);
+    show.search = target.value;
+    clearTimeout(typing);
+    typing = setTimeout(() => { page.redraw(); if (widened) page.choose({}); }, 150);
+  };
+  return element(
+    "div",
+    { id: "filters" },
+    element("input", { id: "search", type: "search", placeholder: "Filter: name, place, request…  (key /)", "aria-label": "Filter", value: show.search, "data-key": "search", on: { input: searched } }),
+    ...active.map((name) => element("button", { type: "button", className: "chip", text: `${name}: ${show[name]} ✕`, "data-key": `chip-${name}`, on: { click: () => page.choose({ [name]: null }) } })),
+    picture.allow_cancel && active.length > 0 && element("button", { type: "button", className: "danger", text: `Cancel these ${count(total)}`, "data-key": "cancel-all", on: { click: () => page.cancel(`cancel?${query}`, `Cancel the ${count(total)} tasks with ${active.map((name) => `${name} ${show[name]}`).join(", ")}?`, total) } }),
+  );
+}
+
+function draw(picture, detail, page) {
+  const opened = Number(detail);
+  if (opened) loadDetail(opened, page);
+  const found = chosen(picture.tasks);
+  const rows = found.flatMap((task) => (task.id === opened ? [row(task, true), detailRow(task, picture, page)] : [row(task, false)]));
+  if (opened && !show.search && !found.some(({ id }) => id === opened)) {
+    const task = details.get(opened);
+    if (task) rows.unshift(row(task, true), detailRow(task, picture, page));
+    else rows.unshift(element("tr", {}, element("td", { text: `Task ${opened} isn't among those shown, or has ended.`, colspan: 6, className: "empty" })));
+  }
+  if (picture.truncated && show.limit < MANY) rows.push(more(`${count(picture.truncated)} more`, 6, () => page.choose({ limit: MANY })));
+  if (!rows.length) rows.push(element("tr", {}, element("td", { text: "No such task.", colspan: 6, className: "empty" })));
+  const left = picture.truncated ? ` · ${count(picture.truncated)} not sent` : "";
+  return [
+    element("h2", { text: "Where they wait" }),
+    table(["#Tasks", "Waiting for", "At", "#Oldest"], groupRows(picture.groups, page), "No tasks."),
+    element("h2", {}, "Tasks ", element("span", { id: "count", text: `${count(found.length)} of ${count(picture.summary.total)}${left}` })),
+    filterBar(picture, page),
+    element("div", { className: "scroll" }, element("table", { id: "list" }, element("thead", {}, element("tr", {}, ...head(page))), element("tbody", {}, ...rows))),
+  ];
+}
+
+// The whole chain of the opened task, asked for with each picture.
+function loadDetail(id, page) {
+  if (loadDetail.asked === page.picture()) return;
+  loadDetail.asked = page.picture();
+  page.fetched(`/${id}`).then(
+    (task) => { for (const known of details.keys()) if (known !== id) details.delete(known); const first = !details.has(id); details.set(id, task); if (first) page.redraw(); },
+    () => details.delete(id),
+  );
+}
+
+export const tasks = { draw };
