@@ -10,13 +10,15 @@ from pathlib import Path
 import aiohttp
 from playwright.async_api import async_playwright
 
-SIZE = {"width": 1200, "height": 1060}
+SIZE = {"width": 1200, "height": 800}
+LIVE_SECONDS = 9
+"""Until the sparklines have something to show."""
 
 
 async def main(demo: str) -> None:
     async with aiohttp.ClientSession(demo) as session:
         requests = []
-        for path in ("/slow", "/stuck", "/leak", *["/stuck"] * 11):
+        for path in ("/slow", "/stuck", "/leak", "/deadlock", *["/stuck"] * 11):
             requests.append(asyncio.ensure_future(session.get(path)))
             await asyncio.sleep(0.3)  # the ages are worth looking at, and so is the order
         await photograph(demo)
@@ -31,7 +33,7 @@ async def photograph(demo: str) -> None:
         )
         page = await browser.new_page(viewport=SIZE, device_scale_factor=1.5)
         await page.goto(f"{demo}/_tasks")
-        await page.wait_for_selector("tbody tr")
+        await asyncio.sleep(LIVE_SECONDS)
         await page.screenshot(path=Path(__file__).with_name("tasks.png"))
         await browser.close()
 
