@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import threading
+import time
 from bisect import bisect_left
 from collections import Counter as Counted
 from collections import deque
@@ -21,9 +22,11 @@ from aiohttp import web
 from prometheus_async.aio import time as time_awaitable
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from .exchange import MALFORMED, OTHER, Exchange, SpanIds, current_scope, taken
 from .options import check_flag, check_instance, check_path, check_positive_int
@@ -37,6 +40,8 @@ _DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0,
 """Seconds, as the stable HTTP semantic conventions advise."""
 _BUSY_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZE_BUCKETS = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 16777216.0)
+_PAUSE_EVERY = 100
+"""Samples encoded before the loop may have a turn."""
 _EXEMPLAR_INTERVAL = 1.0
 """Seconds between exemplars of one bucket: a scrape reads only the newest."""
 
@@ -520,13 +525,48 @@ class MetricsPage:
 
     def _scraped(self) -> Collector:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return self._registry
+            return _SampleBySample(self._registry)
         merged = CollectorRegistry()
         MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
         return merged
 
     async def close(self, app: web.Application) -> None:
         self._thread.shutdown(wait=False)
+
+
+class _SampleBySample(Collector):
+    """A registry whose samples are made when they are encoded, one by one, and not kept.
+
+    prometheus_client makes all samples of a family first: containers by the ten thousand, which
+    set off a garbage collection of everything.  And what computes in a thread without a pause
+    holds up the loop for 5 ms each time that wants the interpreter lock.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        registry: Any = self._registry
+        if getattr(registry, "_target_info", None):
+            yield registry._target_info_metric()
+        for collector in list(registry._collector_to_names):
+            if isinstance(collector, MetricWrapperBase):
+                yield _lazy_family(collector)
+            else:
+                yield from collector.collect()
+
+
+def _lazy_family(collector: Any) -> Metric:
+    family: Metric = collector._get_metric()
+    family.samples = _lazy_samples(collector)  # type: ignore[assignment]
+    return family
+
+
+def _lazy_samples(collector: Any) -> Iterator[Sample]:
+    for number, sample in enumerate(collector._samples()):
+        if number % _PAUSE_EVERY == 0:
+            time.sleep(0)  # lets go of the interpreter lock
+        yield Sample(collector._name + sample.name, *sample[1:])
 
 
 def _encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:

@@ -276,7 +276,9 @@ async def test_an_operation_in_a_generator_finalised_elsewhere_leaves_no_complai
     async with performing(spans, work):
         await spans.until(2)
     assert spans.named("counting").status.status_code is StatusCode.UNSET
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    # A collection of everything may well block the loop, which is told rightly.
+    complaints = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [each.getMessage() for each in complaints if each.name != "aiohttp_observe.loopwatch"] == []
 
 
 async def test_a_generator_finalised_elsewhere_leaves_the_operation_there_current(spans: Spans) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -314,6 +315,33 @@ async def test_hosts_beyond_the_limit_become_other(registry: CollectorRegistry) 
 
 
 # The page
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+async def test_the_page_is_what_prometheus_client_makes_of_it(
+    accept: str, registry: CollectorRegistry
+) -> None:
+    """Byte for byte, though its samples are made one by one."""
+    registry.set_target_info({"service": 'a "shop"'})
+    counter = Counter("jobs", "Jobs\n of a \\ kind", ["kind"], registry=registry)
+    for number in range(300):
+        counter.labels(f'{number} "\n\\').inc(number, {"trace_id": "1"})
+    Gauge("level", "No labels", registry=registry).set(1.5)
+    Histogram("took", "Seconds", ["what"], registry=registry).labels("é").observe(0.2, {"trace_id": "2"})
+    Info("build", "Version", registry=registry).info({"version": "1"})
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=registry), loop_watch=None, tasks=None)
+    async with serving(app) as service:
+        page = (await service.get("/metrics", headers={"Accept": accept})).text
+        encode, _ = choose_encoder(accept)
+        assert _of_the_service(page) == _of_the_service(encode(registry).decode())
+
+
+def _of_the_service(page: str) -> list[str]:
+    """Without what the scrape itself has changed."""
+    return [
+        line for line in page.splitlines() if not line.startswith(("http_server_", "# TYPE http_server_"))
+    ]
 
 
 async def test_the_text_format_is_the_default(registry: CollectorRegistry) -> None:
