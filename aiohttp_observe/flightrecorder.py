@@ -28,8 +28,6 @@ _CLASSES = ("<=10ms", "<=50ms", "<=100ms", "<=500ms", "<=1s", "<=5s", ">5s")
 _MOST_FAMILIES = 200
 _KEPT = 5
 """Exchanges of each sort that a family keeps."""
-_LATEST = 200
-"""Exchanges kept of all families together."""
 _MOST_IN_FLIGHT = 500
 
 StateOf = Callable[[Exchange], "tuple[int | None, tuple[str, str] | None]"]
@@ -45,7 +43,6 @@ class FlightRecorder:
     def __init__(self, in_flight: Callable[[], Iterable[Exchange]]) -> None:
         self._in_flight = in_flight
         self._ended: deque[Exchange] = deque()
-        self._latest: deque[Exchange] = deque(maxlen=_LATEST)
         self._families: dict[tuple[str, str], _Family] = {}
         self._sorting = threading.Lock()
         self.total = 0
@@ -58,7 +55,6 @@ class FlightRecorder:
         with self._sorting:
             for exchange in taken(self._ended):
                 self.total += 1
-                self._latest.append(exchange)
                 self._family(exchange).add(exchange)
 
     def _family(self, exchange: Exchange) -> _Family:
@@ -88,10 +84,14 @@ class FlightRecorder:
         }
 
     def find(self, request_id: str, state_of: StateOf) -> dict[str, Any] | None:
-        """The document of ``/_tasks/requests/{request_id}``: the latest with that id, if it is known."""
+        """The document of ``/_tasks/requests/{request_id}``, if it is known.
+
+        A service that calls itself passes the id on: it is the first one that is meant.
+        """
         self.settle()
-        known = chain(self._in_flight(), reversed(list(self._latest)), self._kept())
-        found = next((exchange for exchange in known if exchange.request_id == request_id), None)
+        known = chain(self._in_flight(), self._kept())
+        matching = (exchange for exchange in known if exchange.request_id == request_id)
+        found = min(matching, key=lambda exchange: exchange.started, default=None)
         return None if found is None else _whole(found, state_of(found)[1])
 
     def _kept(self) -> Iterator[Exchange]:
@@ -110,6 +110,7 @@ class _Family:
         self._count = 0
         self._errors = 0
         self._latencies = [0] * len(_CLASSES)
+        self._fastest_kept = -1.0
         self._slowest: list[tuple[float, int, Exchange]] = []
         self._failed: deque[Exchange] = deque(maxlen=_KEPT)
         self._recent: deque[Exchange] = deque(maxlen=_KEPT)
@@ -119,26 +120,33 @@ class _Family:
         self._count += 1
         self.seconds += seconds
         self._busy += exchange.busy
-        self._ready += exchange.ready
-        for kind, waited in exchange.waiting.items():
-            self._waiting[kind] = self._waiting.get(kind, 0.0) + waited
         self._latencies[bisect_left(LATENCIES, seconds)] += 1
         self._recent.append(exchange)
+        if exchange.waiting or exchange.ready:
+            self._add_waits(exchange)
         if exchange.error_type is not None:
             self._errors += 1
             self._failed.append(exchange)
-        self._keep_slow(seconds, exchange)
+        if seconds > self._fastest_kept:
+            self._keep_slow(seconds, exchange)
+
+    def _add_waits(self, exchange: Exchange) -> None:
+        self._ready += exchange.ready
+        for kind, waited in exchange.waiting.items():
+            self._waiting[kind] = self._waiting.get(kind, 0.0) + waited
 
     def _keep_slow(self, seconds: float, exchange: Exchange) -> None:
+        kept = (seconds, next(_order), exchange)
         if len(self._slowest) < _KEPT:
-            heappush(self._slowest, (seconds, next(_order), exchange))
-        elif seconds > self._slowest[0][0]:
-            heappushpop(self._slowest, (seconds, next(_order), exchange))
+            heappush(self._slowest, kept)
+        else:
+            heappushpop(self._slowest, kept)
+            self._fastest_kept = self._slowest[0][0]
 
     def kept(self) -> Iterator[Exchange]:
+        yield from reversed(list(self._recent))
+        yield from reversed(list(self._failed))
         yield from (exchange for _, _, exchange in list(self._slowest))
-        yield from list(self._failed)
-        yield from list(self._recent)
 
     def told(self) -> dict[str, Any]:
         slowest = sorted(self._slowest, reverse=True)
