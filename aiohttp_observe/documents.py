@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Any
 
+from .bundles import Bundles
 from .exchange import Exchange
 from .flightrecorder import FlightRecorder
 from .history import History
-from .incidents import Incidents
+from .incidents import Block, Incidents
 from .loopwatch import LoopMonitor
 from .middleware import Recorder
 from .profile import profile
@@ -39,6 +41,10 @@ __all__ = ["Documents"]
 _MOST_TASKS = 100_000
 _MOST_NODES = 5000
 _FRAMES = 20
+_MOST_IN_BUNDLE = 500
+_LONG_BLOCK_SECONDS = 1.0
+_BUNDLE_INTERVAL = 60.0
+"""Blocks of which a bundle is kept, and seconds from one to the next."""
 _STUCK_SECONDS = 1.0
 _MOST_LOOKED_AT = 50
 
@@ -58,6 +64,9 @@ class Documents:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._noted = 0.0
+        self._bundles = Bundles()
+        self._bundled = -_BUNDLE_INTERVAL
+        self._bundling: asyncio.Future[int | None] | None = None
         self._history = History(
             lag=lambda: self.loop_state().lag_seconds,
             utilization=lambda: self.loop_state().utilization,
@@ -120,6 +129,40 @@ class Documents:
         found = find_tasks([number], self.loop)
         return is_forgotten(found[0]) if found else None
 
+    def bundles(self) -> list[dict[str, Any]]:
+        return self._bundles.listed()
+
+    def bundle(self, number: int) -> str | None:
+        return self._bundles.text(number)
+
+    async def make_bundle(self, reason: str) -> int | None:
+        parts = {
+            "reason": json.dumps(reason),
+            "tasks": await self.tasks(limit=_MOST_IN_BUNDLE, frames=_FRAMES),
+            "resources": await self.resources(),
+            "tree": await self.tree(),
+            "incidents": _text(self.incidents()),
+            "requests": _text(self.requests()),
+            "history": _text(self.history()),
+        }
+        whole = ",".join(f'"{name}":{text}' for name, text in parts.items())
+        return self._bundles.keep(reason, f"{{{whole}}}")
+
+    def blocked(self, block: Block) -> None:
+        """Keep a bundle of what a long block leaves behind; called in any thread."""
+        loop, now = self._loop, perf_counter()
+        if loop is None or block.seconds < _LONG_BLOCK_SECONDS or now - self._bundled < _BUNDLE_INTERVAL:
+            return
+        self._bundled = now
+        reason = f"the loop was blocked for {block.seconds:.1f} s in {block.frame.file}:{block.frame.line}"
+        with suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(self._bundle_soon, reason)
+
+    def _bundle_soon(self, reason: str) -> None:
+        # Kept here, or the collector might take it.
+        self._bundling = asyncio.ensure_future(self.make_bundle(reason))
+        self._bundling.add_done_callback(_forget_failure)
+
     def incidents(self) -> dict[str, Any]:
         return self._incidents.to_dict()
 
@@ -154,11 +197,17 @@ class Documents:
         return (None, None) if flight is None else (number_of(flight.task), waits_for(flight.task))
 
 
+def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
+    """The service may end meanwhile: then there is nothing to keep."""
+    if not bundling.cancelled():
+        bundling.exception()
+
+
 def _is_stuck(exchange: Exchange, now: float) -> bool:
     return exchange.suspended_at is not None and now - exchange.suspended_at >= _STUCK_SECONDS
 
 
-def _text(document: dict[str, Any]) -> str:
+def _text(document: object) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 

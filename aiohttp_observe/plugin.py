@@ -255,7 +255,8 @@ class Observability:
             if self.metrics is not None:
                 stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
-            bystanders = Bystanders(self.scope, self.recorder.in_flight, self.incidents)
+            also = None if self.admin is None else self.documents.blocked
+            bystanders = Bystanders(self.scope, self.recorder.in_flight, self.incidents, also)
             self.monitor = monitor = pillars.loop_watch.install(loop, meter, bystanders)
             self.scope.stalled_since = monitor.stalled_since
             stack.callback(self._stop_watching, monitor)

@@ -29,6 +29,16 @@ class Console(Protocol):
 
     async def resources(self) -> str: ...
 
+    def bundles(self) -> list[dict[str, Any]]:
+        """Those that are kept: id, time, reason, size."""
+        ...
+
+    def bundle(self, number: int) -> str | None: ...
+
+    async def make_bundle(self, reason: str) -> int | None:
+        """Keep everything there is to know now; returns its id, ``None`` if it is too large."""
+        ...
+
     async def is_forgotten(self, number: int) -> bool | None:
         """Whether nobody is left to wake the task with this id; goes through all objects."""
         ...

@@ -60,6 +60,9 @@ class Routes:
             app.router.add_get(self._path + path, self._guarded(self._page_or(handler)))
         app.router.add_get(self._path + "/stream", self._guarded(self._streams.serve))
         app.router.add_get(self._path + "/profile", self._guarded(self.profile))
+        app.router.add_get(self._path + "/bundles", self._guarded(self.bundles))
+        app.router.add_post(self._path + "/bundles", self._guarded(self.make_bundle))
+        app.router.add_get(self._path + r"/bundles/{id:\d{1,18}}", self._guarded(self.bundle))
         app.router.add_get(self._path + "/static/{name}", self._guarded(self.static))
         app.router.add_post(self._path + r"/{id:\d{1,18}}/cancel", self._guarded(self._cancelling.one))
         app.router.add_post(self._path + "/cancel", self._guarded(self._cancelling.many))
@@ -141,6 +144,21 @@ class Routes:
             return web.Response(text=await self._console.profile(seconds_of(request.query)))
         except ValueError as exc:
             return _problem(str(exc), 400)
+
+    async def bundles(self, request: web.Request) -> web.Response:
+        return web.json_response({"bundles": self._console.bundles()})
+
+    async def bundle(self, request: web.Request) -> web.Response:
+        text = self._console.bundle(int(request.match_info["id"]))
+        return _problem("it isn't kept any more", 404) if text is None else _document(text)
+
+    async def make_bundle(self, request: web.Request) -> web.Response:
+        if not is_same_site(request):
+            return _problem("ask from the page itself", 403)
+        number = await self._console.make_bundle("asked for")
+        if number is None:
+            return _problem("there is too much to keep", 507)
+        return web.json_response({"id": number}, status=201)
 
     async def static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,10 +33,17 @@ class Bystanders:
     which goes to ``incidents`` and to the tracer's ``blocked(block)``, in the watchdog's
     thread.  The tracer is told of blocks by this application's requests only.
 
-    ``in_flight`` are the application's exchanges, read on the loop.
+    ``in_flight`` are the application's exchanges, read on the loop; ``also`` hears of blocks too.
     """
 
-    def __init__(self, scope: Scope, in_flight: Iterable[Exchange], incidents: Incidents) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        in_flight: Iterable[Exchange],
+        incidents: Incidents,
+        also: Callable[[Block], None] | None = None,
+    ) -> None:
+        self._also = also
         self._scope = scope
         self._in_flight = in_flight
         self._incidents = incidents
@@ -54,6 +61,8 @@ class Bystanders:
         self._incidents.blocked(block, stall.victims, stall.total)
         if self._scope.tracer is not None and block.scope == id(self._scope):
             self._scope.tracer.blocked(block)
+        if self._also is not None:
+            self._also(block)
 
     def _stall_of(self, block: Block) -> _Stall:
         for stall in self._stalls.copy():
