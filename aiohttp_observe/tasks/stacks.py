@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from types import AsyncGeneratorType, MethodType
@@ -207,7 +208,10 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
         if rule.awaits is not None:
             on = on or tuple(rule.awaits(chain.awaitables, index))
         if rule.resource is not None:
-            resource = _local(chain.awaitables[index], rule.resource)
+            found = _local(chain.awaitables[index], rule.resource)
+            # Of a pool and the queue within, the pool is meant; a lock within it has holders.
+            if resource is None or isinstance(found, (asyncio.Lock, asyncio.Semaphore)):
+                resource = found
     if phrase.final and phrase.kind is not None:
         return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, phrase.timed)
     leaf = awaited(chain.leaf)
@@ -224,8 +228,12 @@ def _constant(phrase: _Phrase | None) -> Reading | None:
     return Reading(phrase.kind, phrase.words, (), None, phrase.any_of, phrase.timed)
 
 
-def _local(awaitable: Any, kind: type) -> Any:
+def _local(awaitable: Any, kind: type | str) -> Any:
     for held in held_by(awaitable):
-        if isinstance(held, kind):
+        if isinstance(held, kind) if isinstance(kind, type) else _is_named(type(held), kind):
             return held
     return None
+
+
+def _is_named(type_: type, name: str) -> bool:
+    return any(base.__name__ == name for base in type_.__mro__)

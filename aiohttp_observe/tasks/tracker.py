@@ -290,6 +290,6 @@ def number_of(thing: Any) -> int:
         number = next(_numbers)
         try:
             thing._observe_number = number
-        except AttributeError:  # of a class that takes no attributes: unique all the same
+        except Exception:  # of a class that takes no attributes: unique all the same
             return id(thing)
     return number

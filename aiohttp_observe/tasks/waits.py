@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     ``final``     what it awaits in turn is its own affair, and differs between versions
     ``idle``      holds only while the function awaits a plain future, not a task or coroutine
     ``awaits``    finds the futures it waits for, given the chain's awaitables and its own place
-    ``resource``  type of the object at which tasks meet there, a local of the function
+    ``resource``  type, or name of the class, of the object at which tasks meet there, a local
     ``about``     adds to the label from what the function holds
     """
 
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     final: bool = True
     idle: bool = False
     awaits: Callable[[Sequence[Any], int], Iterable[Any]] | None = None
-    resource: type | None = None
+    resource: type | str | None = None
     about: Callable[[Any, str], str] | None = None
 
 
@@ -44,7 +44,7 @@ def register_wait_kind(kind: str, *functions: str | Callable[..., Any]) -> None:
     """Show tasks that are suspended in one of ``functions`` as waiting for ``kind``.
 
     ``functions`` are coroutine functions, or names as ``"module:qualname"`` of some that
-    needn't be imported::
+    needn't be imported.  Tasks that wait in a method are shown to meet at its object::
 
         register_wait_kind("db_pool", "asyncpg.pool:Pool._acquire")
         register_wait_kind("redis_pool", "redis.asyncio.connection:BlockingConnectionPool.get_connection")
@@ -60,7 +60,7 @@ def register_wait_kind(kind: str, *functions: str | Callable[..., Any]) -> None:
     if not functions:
         raise TypeError(f"register_wait_kind({kind!r}, ...) takes the functions that wait: name at least one")
     for module, qualname in [_name_of(function) for function in functions]:
-        _rules[module, qualname] = Rule(kind, _public(qualname), final=False)
+        _rules[module, qualname] = Rule(kind, _public(qualname), final=False, resource=_owner(qualname))
 
 
 def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
@@ -73,6 +73,11 @@ def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
     if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
         raise TypeError(f"register_wait_kind() takes coroutine functions or their names, got {function!r}")
     return function.__module__, function.__qualname__
+
+
+def _owner(qualname: str) -> str | None:
+    """The class whose method it is: tasks that wait in it meet at its object."""
+    return qualname.rpartition("<locals>.")[2].rpartition(".")[0].rpartition(".")[2] or None
 
 
 def _public(qualname: str) -> str:
@@ -196,7 +201,7 @@ _rules: dict[tuple[str, str], Rule] = {
     # Within a request of aiohttp's client, what that waits for is told too.
     ("aiohttp.client", "ClientSession._request"): Rule("http_client", "ClientSession.request", final=False),
     ("aiohttp.connector", "BaseConnector._wait_for_available_connection"): Rule(
-        "http_client", "waiting for a pooled connection", about=_pooled_host
+        "http_client", "waiting for a pooled connection", about=_pooled_host, resource="BaseConnector"
     ),
     ("aiohttp.web_protocol", "RequestHandler.start"): Rule("http_server_idle", "next request", idle=True),
 }

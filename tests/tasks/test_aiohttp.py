@@ -152,9 +152,11 @@ async def test_a_client_waits_for_a_pooled_connection(shop: Shop, server: TestSe
         await shop.entered.wait()
         async with suspended(fetch(session, url)) as (task,):
             wait = info_of(task).wait
+            (connector,) = [each for each in take_snapshot().resources if each.type == "TCPConnector"]
     assert wait is not None
     assert wait.kind == "http_client"
     assert wait.detail == "ClientSession.request → waiting for a pooled connection to 127.0.0.1"
+    assert connector.waiters == (number_of(task),)
 
 
 class Unanswering(AbstractResolver):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from aiohttp_observe.tasks import TaskInfo, register_wait_kind
+from aiohttp_observe.tasks import TaskInfo, number_of, register_wait_kind, take_snapshot
 
 from .scenes import info_of, suspended
 
@@ -328,6 +328,14 @@ class TestRegistering:
             wait = info_of(task).wait
         assert wait is not None
         assert (wait.kind, wait.detail) == ("db_pool", "Pool.acquire → Queue.get")
+
+    async def test_tasks_that_wait_in_a_method_meet_at_its_object(self) -> None:
+        register_wait_kind("db_pool", f"{__name__}:Pool._acquire")
+        pool = Pool()
+        async with suspended(pool.acquire(), pool.acquire()) as tasks:
+            (resource,) = take_snapshot().resources
+        assert resource.type == "Pool"
+        assert sorted(resource.waiters) == sorted(map(number_of, tasks))
 
     @pytest.mark.parametrize("kind", ["DB pool", "", "db-pool", "1st"])
     def test_a_kind_that_makes_no_label_is_refused(self, kind: str) -> None:
