@@ -41,7 +41,8 @@ _DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0,
 _BUSY_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZE_BUCKETS = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 16777216.0)
 _PAUSE_EVERY = 100
-"""Samples encoded before the loop may have a turn."""
+_PAUSE = 0.00005
+"""Samples encoded before the loop may have a turn, and seconds for it to wake and take it."""
 _EXEMPLAR_INTERVAL = 1.0
 """Seconds between exemplars of one bucket: a scrape reads only the newest."""
 
@@ -565,7 +566,7 @@ def _lazy_family(collector: Any) -> Metric:
 def _lazy_samples(collector: Any) -> Iterator[Sample]:
     for number, sample in enumerate(collector._samples()):
         if number % _PAUSE_EVERY == 0:
-            time.sleep(0)  # lets go of the interpreter lock
+            time.sleep(_PAUSE)  # lets go of the interpreter lock
         yield Sample(collector._name + sample.name, *sample[1:])
 
 
