@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,10 @@ from .tasks.places import place_of
 __all__ = ["Failures", "LoopFailures"]
 
 logger = logging.getLogger("aiohttp_observe.failures")
+
+_LIMIT_COUNT = 10
+_LIMIT_SECONDS = 10.0
+_MOST_KINDS = 500
 
 ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Any]
 
@@ -69,6 +74,7 @@ class LoopFailures:
         self._loop = loop
         self._meter = meter
         self._incidents = incidents
+        self._limit = _Limit()
         self._previous: ExceptionHandler | None = loop.get_exception_handler()
         self._handler: ExceptionHandler = self._handle
         self._open = True
@@ -108,7 +114,7 @@ class LoopFailures:
             _keep(self._incidents, context, exchange)
         if not shared:
             meter.unhandled(_kind_of(context))
-            _log(context, exchange)
+            _log(context, exchange, self._limit)
 
 
 def _task_of(context: dict[str, Any]) -> asyncio.Task[Any] | None:
@@ -176,16 +182,52 @@ def _name_of(coro: Any) -> str:
     return str(getattr(coro, "__qualname__", type(coro).__qualname__))
 
 
-def _log(context: dict[str, Any], exchange: Exchange | None) -> None:
+class _Limit:
+    """Lets through ten of a kind in ten seconds; the next one tells how many were left out.
+
+    Called from finalizers too, in the middle of anything: it takes no lock.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[Any, list[float]] = {}  # when the ten seconds began, seen, left out
+
+    def left_out(self, kind: Any) -> int | None:
+        """How many of ``kind`` were left out before this one; ``None`` if this one is to be left out."""
+        now = perf_counter()
+        window = self._kinds.get(kind)
+        if window is None or now - window[0] >= _LIMIT_SECONDS:
+            if window is None and len(self._kinds) >= _MOST_KINDS:
+                self._kinds = {}
+            self._kinds[kind] = [now, 1, 0]
+            return 0 if window is None else int(window[2])
+        window[1] += 1
+        if window[1] <= _LIMIT_COUNT:
+            return 0
+        window[2] += 1
+        return None
+
+    def is_one_too_many(self, fields: dict[str, Any], *kind: Any) -> bool:
+        """Whether a line is left out; else ``fields`` says how many were before it."""
+        left_out = self.left_out(kind)
+        if left_out:
+            fields["left_out"] = left_out
+        return left_out is None
+
+
+def _log(context: dict[str, Any], exchange: Exchange | None, limit: _Limit) -> None:
     task = _task_of(context)
     fields: dict[str, Any] = {"kind": _kind_of(context), **_ids(exchange)}
+    exc = context.get("exception")
+    coro = None if task is None else _coro_of(task)
+    if limit.is_one_too_many(fields, fields["kind"], type(exc), _raised_in(exc), coro):
+        return
     message = str(context.get("message") or "Unhandled failure in the event loop")
     if task is not None:
         fields.update(_origin_of(task))
         message = f"{message}: {task.get_name()}{_created(fields)}"
     elif "handle" in context:
         message = f"{message.partition(' <')[0]}"
-    logger.error("%s", message, exc_info=context.get("exception"), extra=fields)
+    logger.error("%s%s", message, _left_out(fields), exc_info=exc, extra=fields)
 
 
 def _origin_of(task: asyncio.Task[Any]) -> dict[str, str]:
@@ -198,6 +240,10 @@ def _origin_of(task: asyncio.Task[Any]) -> dict[str, str]:
 
 def _created(fields: dict[str, Any]) -> str:
     return f", created at {fields['created_at']}" if "created_at" in fields else ""
+
+
+def _left_out(fields: dict[str, Any]) -> str:
+    return f"; {fields['left_out']} more like it were only counted" if "left_out" in fields else ""
 
 
 def _ids(exchange: Exchange | None) -> dict[str, str]:
@@ -216,11 +262,13 @@ class _CoroutineWatch:
         self._lock = threading.Lock()
         self._told_to: list[tuple[Meter, Incidents]] = []
         self._original: Callable[[Any], None] | None = None
+        self._limit = _Limit()
 
     def enter(self, meter: Meter, incidents: Incidents) -> None:
         with self._lock:
             self._told_to.append((meter, incidents))
             if self._original is None:
+                self._limit = _Limit()
                 self._original = getattr(warnings, "_warn_unawaited_coroutine", None)
                 if self._original is not None:
                     warnings._warn_unawaited_coroutine = self._told  # type: ignore[attr-defined]
@@ -238,7 +286,7 @@ class _CoroutineWatch:
         try:
             meter.unhandled("never_awaited")
             dropped_in = sys._getframe(1)
-            _log_never_awaited(coro, dropped_in)
+            _log_never_awaited(coro, dropped_in, self._limit)
             incidents.unhandled(
                 "never_awaited",
                 coro=_name_of(coro),
@@ -264,10 +312,10 @@ class _CoroutineWatch:
 _coroutine_watch = _CoroutineWatch()
 
 
-def _log_never_awaited(coro: Any, dropped_in: FrameType) -> None:
+def _log_never_awaited(coro: Any, dropped_in: FrameType, limit: _Limit) -> None:
     """``dropped_in`` is the frame that let go of the coroutine: for a forgotten ``await``, the culprit."""
     name = _name_of(coro)
-    fields = {"kind": "never_awaited", "coro": name, "dropped_at": _place(dropped_in)}
+    fields: dict[str, Any] = {"kind": "never_awaited", "coro": name, "dropped_at": _place(dropped_in)}
     origin = getattr(coro, "cr_origin", None)
     code = getattr(coro, "cr_code", None)
     if origin:  # sys.set_coroutine_origin_tracking_depth is on
@@ -275,8 +323,10 @@ def _log_never_awaited(coro: Any, dropped_in: FrameType) -> None:
         fields["created_at"] = f"{file}:{line} in {function}"
     if code is not None:
         fields["defined_at"] = f"{code.co_filename}:{code.co_firstlineno}"
+    if limit.is_one_too_many(fields, "never_awaited", name, fields["dropped_at"]):
+        return
     place = _created(fields) or f", dropped at {fields['dropped_at']}"
-    logger.error("coroutine %s was never awaited%s", name, place, extra=fields)
+    logger.error("coroutine %s was never awaited%s%s", name, place, _left_out(fields), extra=fields)
 
 
 def _place(frame: FrameType) -> str:

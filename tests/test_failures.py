@@ -587,3 +587,50 @@ async def test_of_two_applications_each_keeps_the_incidents_of_its_own_requests(
         for incidents in kept
     ]
     assert counts == [[(None, 2)], [("the request", 1)]]
+
+
+async def test_a_flood_of_one_failure_is_counted_in_full_and_logged_now_and_then(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiohttp_observe.failures._LIMIT_SECONDS", 0.5)
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=registry), logs=None)
+
+    async def flood(number: int) -> None:
+        tasks = [asyncio.create_task(lose()) for _ in range(number)]
+        await asyncio.wait(tasks)
+        del tasks
+        gc.collect()
+
+    async with serving(app):
+        await flood(500)
+        await asyncio.sleep(0.5)
+        await flood(1)
+    counted = registry.get_sample_value("asyncio_unhandled_total", {"kind": "task_exception"})
+    assert counted == 501
+    lines = [record for record in caplog.records if record.name == "aiohttp_observe.failures"]
+    left_out = sum(getattr(line, "left_out", 0) for line in lines)
+    assert len(lines) + left_out == 501
+    assert len(lines) <= 50
+    assert f"{lines[-1].left_out} more like it were only counted" in lines[-1].getMessage()  # type: ignore[attr-defined]
+
+
+async def test_failures_of_different_kinds_do_not_hide_each_other(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=registry), logs=None)
+
+    async def fail_otherwise() -> None:
+        raise ArithmeticError
+
+    async with serving(app):
+        for _ in range(30):
+            await lose_a_task()
+        task = asyncio.create_task(fail_otherwise())
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    types = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert types.count(LookupError) == 10
+    assert types.count(ArithmeticError) == 1
