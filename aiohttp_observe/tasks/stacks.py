@@ -204,7 +204,10 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
     phrase = stack.phrase or _phrase_of(chain, stack)
     on: Sequence[Any] = ()
     resource = None
+    timed = phrase.timed
     for index, rule in phrase.rules:
+        if rule.timed is not None:
+            timed = timed or rule.timed(chain.awaitables, index)
         if rule.awaits is not None:
             on = on or tuple(rule.awaits(chain.awaitables, index))
         if rule.resource is not None:
@@ -213,10 +216,10 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
             if resource is None or isinstance(found, (asyncio.Lock, asyncio.Semaphore)):
                 resource = found
     if phrase.final and phrase.kind is not None:
-        return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, phrase.timed)
+        return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, timed)
     leaf = awaited(chain.leaf)
     words = f"{phrase.words} → {leaf.detail}" if phrase.words else leaf.detail
-    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, phrase.any_of, phrase.timed)
+    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, phrase.any_of, timed)
 
 
 def _constant(phrase: _Phrase | None) -> Reading | None:
