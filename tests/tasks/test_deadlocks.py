@@ -233,6 +233,15 @@ class TestIsNone:
 
         assert cycles(loop, scene) == []
 
+    def test_with_a_timeout_around_a_task_that_awaits_it(self, loop: asyncio.AbstractEventLoop) -> None:
+        async def outer(lock: asyncio.Lock) -> None:
+            await asyncio.gather(start("inner", crossing(lock, lock)))
+
+        async def scene() -> None:
+            await asyncio.wait_for(start("outer", outer(asyncio.Lock())), 60)
+
+        assert cycles(loop, scene) == []
+
     @from_3_11
     def test_with_a_timeout_around_one_of_two(self, loop: asyncio.AbstractEventLoop) -> None:
         async def impatient(one: asyncio.Lock, other: asyncio.Lock) -> None:
