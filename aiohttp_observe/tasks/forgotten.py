@@ -27,7 +27,10 @@ def is_forgotten(task: asyncio.Task[Any]) -> bool | None:
     own = {id(task), id(chain), id(chain.awaitables), id(chain.frames)}
     own.update(map(id, chain.awaitables))
     own.update(map(id, chain.frames))
-    return not any(id(each) not in own and not _is_passing(each, future) for each in gc.get_referrers(future))
+    for each in gc.get_referrers(future):  # a generator expression would refer to it, by a cell
+        if id(each) not in own and not _is_passing(each, future):
+            return False
+    return True
 
 
 def _is_passing(referrer: Any, future: Any) -> bool:
