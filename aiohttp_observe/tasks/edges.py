@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 
 from .chain import held_by
 
-__all__ = ["Awaited", "awaited", "grouped", "next_completed", "timed", "waited_set"]
+__all__ = [
+    "Awaited",
+    "awaited",
+    "grouped",
+    "next_completed",
+    "next_is_timed",
+    "timed",
+    "wait_is_timed",
+    "waited_set",
+]
 
 _AS_COMPLETED = asyncio.as_completed.__code__
 _TaskGroup: Any = getattr(asyncio, "TaskGroup", ())  # from Python 3.11
@@ -67,6 +76,11 @@ def waited_set(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
     return next((held for held in held_by(awaitables[index]) if type(held) is set), ())
 
 
+def wait_is_timed(awaitables: Sequence[Any], index: int) -> bool:
+    """Whether ``asyncio.wait`` was given a timeout, the only number it holds."""
+    return any(isinstance(held, (int, float)) for held in held_by(awaitables[index]))
+
+
 def grouped(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
     """What a ``TaskGroup`` waits for at its end."""
     groups = (held for held in held_by(awaitables[index]) if isinstance(held, _TaskGroup))
@@ -82,13 +96,23 @@ def next_completed(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
     for held in held_by(awaitables[index]):
         if hasattr(held, "_todo"):
             return held._todo  # type: ignore[no-any-return]
-    if index:
-        for held in held_by(awaitables[index - 1]):
-            if type(held) is GeneratorType and held.gi_code is _AS_COMPLETED:
-                return _todo_of(held)
-    return ()
-
-
-def _todo_of(generator: GeneratorType[Any, Any, Any]) -> Iterable[Any]:
-    cells = (held.cell_contents for held in held_by(generator) if type(held) is CellType)
+    cells = _cells_of_completion(awaitables, index)
     return next((content for content in cells if type(content) is set), ())
+
+
+def next_is_timed(awaitables: Sequence[Any], index: int) -> bool:
+    """Whether ``asyncio.as_completed`` was given a timeout, for which it keeps a timer."""
+    for held in held_by(awaitables[index]):
+        if hasattr(held, "_timeout_handle"):
+            return held._timeout_handle is not None
+    # By name: uvloop's is a class of its own.
+    return any(type(held).__name__ == "TimerHandle" for held in _cells_of_completion(awaitables, index))
+
+
+def _cells_of_completion(awaitables: Sequence[Any], index: int) -> list[Any]:
+    """What the functions within ``as_completed`` share, up to Python 3.12."""
+    around = held_by(awaitables[index - 1]) if index else ()
+    for held in around:
+        if type(held) is GeneratorType and held.gi_code is _AS_COMPLETED:
+            return [cell.cell_contents for cell in held_by(held) if type(cell) is CellType]
+    return []

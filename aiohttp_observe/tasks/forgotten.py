@@ -27,7 +27,7 @@ def is_forgotten(task: asyncio.Task[Any]) -> bool | None:
     own = {id(task), id(chain), id(chain.awaitables), id(chain.frames)}
     own.update(map(id, chain.awaitables))
     own.update(map(id, chain.frames))
-    for each in gc.get_referrers(future):  # no comprehension: its closure would refer to it too
+    for each in gc.get_referrers(future):  # a generator expression would refer to it, by a cell
         if id(each) not in own and not _is_passing(each, future):
             return False
     return True

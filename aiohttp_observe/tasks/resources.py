@@ -96,7 +96,10 @@ class Meetings:
         jammed = [meeting for meeting in self._known.values() if self._is_jammed(meeting)]
         needs = {number_of(meeting.resource): Need(list(meeting.holders), any_of=True) for meeting in jammed}
         needs.update(self._full_queues())
+        rescued = self._rescued()
         for number, reading in self._waits.items():
+            if number in rescued:
+                continue
             if reading.resource is not None:
                 resource = number_of(reading.resource)
                 if resource in needs:
@@ -104,6 +107,20 @@ class Meetings:
             elif tasks := self._hopeless(reading):
                 needs[number] = Need(tasks, any_of=reading.any_of)
         return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in cycles(needs))
+
+    def _rescued(self) -> set[int]:
+        """Tasks that are cancelled, likely, when the timeout of one that awaits them has passed."""
+        rescued: set[int] = set()
+        found = [
+            task for reading in self.readings.values() if reading and reading.timed for task in reading.on
+        ]
+        while found:
+            task = found.pop()
+            if _is_pending_task(task) and number_of(task) not in rescued:
+                rescued.add(number_of(task))
+                reading = self.readings.get(number_of(task))
+                found += reading.on if reading else ()
+        return rescued
 
     def _full_queues(self) -> dict[int, Need]:
         """Queues that tasks wait to put into, and the only tasks that could take something out."""
@@ -149,9 +166,10 @@ class Meetings:
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:
     """The locks and semaphores in whose ``async with`` blocks a task is, and not just about to be."""
     locks = []
+    links = set(map(id, chain.awaitables[: chain.own]))
     for index in stack.blocks:
         if index < chain.own:
-            for manager in entered_by(chain.awaitables[index]):
+            for manager in entered_by(chain.awaitables[index], links):
                 lock = _lock_of(manager)
                 if isinstance(lock, _HELD):
                     locks.append(lock)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AsyncExitStack
 from types import AsyncGeneratorType, MethodType
 from typing import Any, NamedTuple
@@ -97,30 +97,31 @@ def _is_exit(held: Any) -> bool:
     return type(held) is MethodType and held.__name__ == "__aexit__"
 
 
-def entered_by(awaitable: Any, depth: int = 8) -> Iterator[Any]:
+def entered_by(awaitable: Any, apart: Container[int] = (), depth: int = 8) -> Iterator[Any]:
     """The context managers in whose ``async with`` blocks a suspended awaitable is, outermost first.
 
     A suspended frame keeps the bound ``__aexit__`` of each on its evaluation stack.  Those
     entered on its behalf count as well: by an ``AsyncExitStack``, by an async context manager
     written as a generator, and by an async generator it iterates over; ``depth`` levels of them.
+    Generators whose ids are ``apart`` are asked for themselves: they may be about to enter one.
     """
     for held in held_by(awaitable):
         if type(held) is AsyncGeneratorType:
-            if depth:
-                yield from entered_by(held, depth - 1)
+            if depth and id(held) not in apart:
+                yield from entered_by(held, apart, depth - 1)
         elif _is_exit(held):
-            yield from _expanded(held.__self__, depth)
+            yield from _expanded(held.__self__, apart, depth)
 
 
-def _expanded(manager: Any, depth: int) -> Iterator[Any]:
+def _expanded(manager: Any, apart: Container[int], depth: int) -> Iterator[Any]:
     yield manager
     if not depth:
         return
     if isinstance(manager, AsyncExitStack):
         for _, leave in list(manager._exit_callbacks):  # type: ignore[attr-defined]
-            yield from _expanded(getattr(leave, "__self__", None), depth - 1)
-    elif type(getattr(manager, "gen", None)) is AsyncGeneratorType:
-        yield from entered_by(manager.gen, depth - 1)
+            yield from _expanded(getattr(leave, "__self__", None), apart, depth - 1)
+    elif type(gen := getattr(manager, "gen", None)) is AsyncGeneratorType and id(gen) not in apart:
+        yield from entered_by(gen, apart, depth - 1)
 
 
 def _has_timeout(awaitable: Any) -> bool:
@@ -204,7 +205,10 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
     phrase = stack.phrase or _phrase_of(chain, stack)
     on: Sequence[Any] = ()
     resource = None
+    timed = phrase.timed
     for index, rule in phrase.rules:
+        if rule.timed is not None:
+            timed = timed or rule.timed(chain.awaitables, index)
         if rule.awaits is not None:
             on = on or tuple(rule.awaits(chain.awaitables, index))
         if rule.resource is not None:
@@ -213,10 +217,10 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
             if resource is None or isinstance(found, (asyncio.Lock, asyncio.Semaphore)):
                 resource = found
     if phrase.final and phrase.kind is not None:
-        return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, phrase.timed)
+        return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, timed)
     leaf = awaited(chain.leaf)
     words = f"{phrase.words} → {leaf.detail}" if phrase.words else leaf.detail
-    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, phrase.any_of, phrase.timed)
+    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, phrase.any_of, timed)
 
 
 def _constant(phrase: _Phrase | None) -> Reading | None:

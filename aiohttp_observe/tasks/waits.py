@@ -15,7 +15,7 @@ from types import AsyncGeneratorType
 from typing import Any, NamedTuple
 
 from .chain import Chain, held_by
-from .edges import grouped, next_completed, timed, waited_set
+from .edges import grouped, next_completed, next_is_timed, timed, wait_is_timed, waited_set
 
 __all__ = ["TIMEOUT", "Rule", "is_timeout", "register_wait_kind", "rule_for"]
 
@@ -27,6 +27,7 @@ class Rule(NamedTuple):
     ``final``     what it awaits in turn is its own affair, and differs between versions
     ``idle``      holds only while the function awaits a plain future, not a task or coroutine
     ``awaits``    finds the futures it waits for, given the chain's awaitables and its own place
+    ``timed``     tells, of the same, whether it waits with a timeout
     ``resource``  type, or name of the class, of the object at which tasks meet there, a local
     ``about``     adds to the label from what the function holds
     """
@@ -36,6 +37,7 @@ class Rule(NamedTuple):
     final: bool = True
     idle: bool = False
     awaits: Callable[[Sequence[Any], int], Iterable[Any]] | None = None
+    timed: Callable[[Sequence[Any], int], bool] | None = None
     resource: type | str | None = None
     about: Callable[[Any, str], str] | None = None
 
@@ -189,11 +191,11 @@ _MEETING_POINTS: list[tuple[str, type, str]] = [
 if sys.version_info >= (3, 11):
     _MEETING_POINTS.append(("barrier", asyncio.Barrier, "wait"))
 
-_NEXT_COMPLETED = Rule("wait", "as_completed", awaits=next_completed)
+_NEXT_COMPLETED = Rule("wait", "as_completed", awaits=next_completed, timed=next_is_timed)
 
 _rules: dict[tuple[str, str], Rule] = {
     **dict(_builtin_rules()),
-    ("asyncio.tasks", "wait"): Rule("wait", "wait", awaits=waited_set),
+    ("asyncio.tasks", "wait"): Rule("wait", "wait", awaits=waited_set, timed=wait_is_timed),
     ("asyncio.tasks", "wait_for"): Rule("wait_for", "wait_for", final=False, awaits=timed),
     ("asyncio.tasks", "as_completed.<locals>._wait_for_one"): _NEXT_COMPLETED,  # up to Python 3.12
     ("asyncio.tasks", "_AsCompletedIterator._wait_for_one"): _NEXT_COMPLETED,

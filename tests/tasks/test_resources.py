@@ -70,6 +70,15 @@ async def test_holders_and_waiters_are_told_apart(hold: Any, kind: Any) -> None:
     assert resource.detail.startswith(f"locked, at {__file__}:")
 
 
+@pytest.mark.parametrize("enter", [by_with, by_exit_stack, by_context_manager, by_async_generator])
+async def test_those_still_entering_do_not_hold(enter: Any) -> None:
+    lock = Lock()
+    async with suspended(by_with(lock)) as (holder,), suspended(enter(lock), enter(lock)) as waiters:
+        resource = only_resource()
+    assert resource.holders == (number_of(holder),)
+    assert sorted(resource.waiters) == sorted(map(number_of, waiters))
+
+
 async def test_a_condition_waited_for_does_not_hold_its_lock() -> None:
     condition = asyncio.Condition()
 

@@ -1,0 +1,198 @@
+"""Who awaits whom and who started whom, as a graph and as text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from aiohttp_observe.tasks import Tasks, Tree, number_of, take_snapshot, tree_of, tree_text, tree_to_dict
+
+from .scenes import suspended
+
+
+@pytest.fixture(autouse=True)
+async def tracked() -> AsyncIterator[None]:
+    """Tasks know who started them."""
+    tracker = Tasks().install(asyncio.get_running_loop())
+    yield
+    tracker.uninstall()
+
+
+async def forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def inside(lock: Any) -> None:
+    async with lock:
+        await forever()
+
+
+async def family() -> None:
+    """A parent that awaits two children, one of which awaits its own."""
+    rename("parent")
+    await asyncio.gather(
+        asyncio.create_task(forever(), name="first"), asyncio.create_task(elder(), name="second")
+    )
+
+
+async def elder() -> None:
+    await asyncio.create_task(forever(), name="grandchild")
+
+
+async def two_names_for_one() -> None:
+    rename("parent")
+    child = asyncio.create_task(forever(), name="child")
+    await asyncio.gather(child, asyncio.create_task(awaits(child), name="other"))
+
+
+async def awaits(task: asyncio.Task[Any]) -> None:
+    await task
+
+
+async def twice(lock: asyncio.Lock) -> None:
+    rename("stuck")
+    async with lock, lock:
+        pass
+
+
+def rename(name: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.set_name(name)
+
+
+def tree(**filters: Any) -> Tree:
+    return tree_of(take_snapshot(**filters))
+
+
+def names(tree: Tree, edges: Any) -> set[tuple[str, str]]:
+    known = {node.id: node.name for node in tree.nodes}
+    return {(known[edge[0]], known[edge[1]]) for edge in edges}
+
+
+def drawn(text: str, heading: str) -> list[str]:
+    """The lines below ``heading``, as indent and name."""
+    lines = text.split(f"{heading}\n{'=' * len(heading)}\n")[1].split("\n\n")[0].splitlines()
+    return [f"{' ' * (len(line) - len(line.lstrip()))}{line.split(' (task')[0].lstrip()}" for line in lines]
+
+
+async def test_edges_are_those_of_awaiting_and_of_starting() -> None:
+    async with suspended(family()):
+        found = tree()
+    family_edges = {("parent", "first"), ("parent", "second"), ("second", "grandchild")}
+    assert names(found, found.awaits) == family_edges
+    assert names(found, found.created) >= family_edges
+    assert {via for _, _, via in found.awaits} == {""}
+
+
+async def test_a_waiter_leads_through_the_lock_to_its_holder() -> None:
+    lock = asyncio.Lock()
+    async with suspended(inside(lock), inside(lock)) as (holder, waiter):
+        found = tree()
+        text = tree_text(found)
+    ((task, other, via),) = found.awaits
+    assert (task, other) == (number_of(waiter), number_of(holder))
+    assert via == f"Lock {number_of(lock)} (locked)"
+    assert f"  [{via}] {holder.get_name()} (task {number_of(holder)})" in text
+
+
+async def test_the_text_indents_whom_is_awaited() -> None:
+    async with suspended(family()):
+        lines = drawn(tree_text(tree(sort="age")), "Who awaits whom")
+    start = lines.index("parent")
+    assert lines[start : start + 4] == ["parent", "  first", "  second", "    grandchild"]
+
+
+async def test_the_text_tells_the_line_the_wait_and_the_age() -> None:
+    async with suspended(forever()) as (task,):
+        text = tree_text(tree())
+    line, _ = (line for line in text.splitlines() if line.lstrip().startswith(task.get_name() + " "))
+    assert f"{task.get_name()} (task {number_of(task)}) forever: future at test_tree.py:" in line
+    assert line.endswith(" s old")
+
+
+async def test_a_task_that_two_await_is_drawn_once() -> None:
+    async with suspended(two_names_for_one()):
+        lines = drawn(tree_text(tree()), "Who awaits whom")
+    start = lines.index("parent")
+    assert [line.partition(",")[0] for line in lines[start : start + 4]] == [
+        "parent",
+        "  child",
+        "  other",
+        "    child",
+    ]
+
+
+async def test_a_deadlock_is_told_and_drawn_without_end() -> None:
+    lock = asyncio.Lock()
+    async with suspended(twice(lock), inside(lock)) as (stuck, _):
+        found = tree()
+        text = tree_text(found)
+    number = number_of(stuck)
+    assert found.cycles == ((number,),)
+    assert text.startswith(f"deadlock: stuck (task {number}) → stuck (task {number})\n")
+    assert f"stuck (task {number}), see above" in text
+
+
+async def test_a_ring_of_two_is_drawn() -> None:
+    first, second = asyncio.Lock(), asyncio.Lock()
+
+    async def crossing(one: asyncio.Lock, other: asyncio.Lock) -> None:
+        async with one:
+            await asyncio.sleep(0)
+            async with other:
+                pass
+
+    async with suspended(crossing(first, second), crossing(second, first)) as (a, b):
+        lines = drawn(tree_text(tree()), "Who awaits whom")
+    named = [line for line in lines if a.get_name() in line or b.get_name() in line]
+    assert len(named) == 3  # either, and the first again
+
+
+async def test_a_chain_longer_than_the_stack_is_drawn() -> None:
+    async def link(number: int) -> None:
+        await (asyncio.create_task(link(number - 1)) if number else forever())
+
+    task = asyncio.create_task(link(1500))
+    for _ in range(1510):
+        await asyncio.sleep(0)
+    text = tree_text(tree(limit=5000))
+    innermost = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    # The recursion of cancelling all from the outermost would be too deep for asyncio itself.
+    for each in innermost:
+        if not isinstance(getattr(each, "_fut_waiter", None), asyncio.Task):
+            each.cancel()
+    await asyncio.wait({task})
+    assert text.count("link: task at") == 2 * 1500
+
+
+async def test_names_cannot_forge_lines() -> None:
+    async with suspended(forever()) as (task,):
+        task.set_name("innocent\nWho awaits whom\x1b[31m")
+        text = tree_text(tree())
+    assert "innocent?Who awaits whom?[31m (task " in text
+    assert text.count("\nWho awaits whom\n") + text.startswith("Who awaits whom\n") == 1
+
+
+async def test_the_limit_leaves_no_edge_without_its_nodes() -> None:
+    async with suspended(family()):
+        found = tree(limit=2)
+        text = tree_text(found)
+    known = {node.id for node in found.nodes}
+    assert len(known) == 2
+    assert found.truncated == 3
+    assert all(known.issuperset(edge[:2]) for edge in (*found.awaits, *found.created))
+    assert text.endswith("and 3 tasks more\n")
+
+
+async def test_the_document_is_plain() -> None:
+    lock = asyncio.Lock()
+    async with suspended(family(), inside(lock), inside(lock), twice(asyncio.Lock())):
+        document = json.loads(json.dumps(tree_to_dict(tree())))
+    assert set(document) == {"taken_at", "nodes", "awaits", "created", "cycles", "truncated"}
+    assert set(document["nodes"][0]) == {"id", "name", "coro", "state", "wait", "frame", "age_seconds"}
+    assert all(len(edge) == 3 for edge in document["awaits"])

@@ -1,0 +1,285 @@
+"""What stands out, in sentences: worst first, each with its evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+from aiohttp_observe.exchange import Exchange, Scope
+from aiohttp_observe.tasks import (
+    Blocked,
+    Finding,
+    Frame,
+    LoopState,
+    Tasks,
+    adopt,
+    findings_to_dict,
+    number_of,
+    resources_to_dict,
+    take_snapshot,
+)
+
+from .scenes import suspended
+
+
+async def inside(lock: Any) -> None:
+    async with lock:
+        await asyncio.get_running_loop().create_future()
+
+
+async def wait_for_event(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def serve(tasks: list[asyncio.Task[Any]]) -> None:
+    """Make each a request's own task."""
+    for number, task in enumerate(tasks):
+        exchange = Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, perf_counter())
+        adopt(task, exchange)
+
+
+def findings(**more: Any) -> tuple[Finding, ...]:
+    return take_snapshot(**more).findings
+
+
+@asynccontextmanager
+async def requests_at_a_lock(waiting: int, lock: Any) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """The first holds it."""
+    async with suspended(*(inside(lock) for _ in range(waiting + 1))) as tasks:
+        serve(tasks)
+        yield tasks
+
+
+async def test_where_all_is_well_there_is_nothing_to_say() -> None:
+    async with suspended(asyncio.sleep(60), inside(asyncio.Lock()), inside(asyncio.Lock())):
+        snapshot = take_snapshot()
+    assert snapshot.findings == ()
+    assert snapshot.verdict == ()
+
+
+class TestHeld:
+    async def test_ten_waiters_are_worth_a_sentence(self) -> None:
+        lock = asyncio.Lock()
+        async with requests_at_a_lock(10, lock) as (holder, *_):
+            (finding,) = findings()
+            (resource,) = take_snapshot().resources
+        assert finding.kind == "held"
+        assert re.fullmatch(
+            r"10 of 11 requests wait for Lock at test_verdict\.py:\d+, "
+            rf"held by task {holder.get_name()} \(request r0\), which started \d+(\.\d)? s ago, "
+            r"which waits for future",
+            finding.sentence,
+        )
+        assert finding.tasks == (number_of(holder),)
+        assert finding.resource == resource.id
+        assert finding.frame == resource.frame
+
+    async def test_nine_are_not(self) -> None:
+        async with requests_at_a_lock(9, asyncio.Lock()):
+            assert findings() == ()
+
+    async def test_tasks_that_are_no_requests_are_counted_by_themselves(self) -> None:
+        lock = asyncio.Lock()
+        async with suspended(*(inside(lock) for _ in range(11))):
+            (finding,) = findings()
+        assert finding.sentence.startswith("10 tasks wait for Lock at test_verdict.py:")
+
+    async def test_one_that_waits_for_long_is_enough(self) -> None:
+        lock = asyncio.Lock()
+        async with suspended(inside(lock), inside(lock)) as tasks:
+            serve(tasks)
+            assert findings() == ()
+            holder = tasks[0]._observe_exchange  # type: ignore[attr-defined]
+            holder.suspended_at = perf_counter() - 93
+            (finding,) = findings()
+        assert re.match(r"1 of 2 requests waits for Lock at \S+, held for 93 s by task ", finding.sentence)
+        assert "which started" not in finding.sentence  # it says less
+
+    async def test_of_several_holders_one_is_named(self) -> None:
+        async with requests_at_a_lock(12, asyncio.Semaphore(3)) as tasks:
+            (finding,) = findings()
+        assert finding.sentence.startswith("10 of 13 requests wait for Semaphore at ")
+        assert ", held by 3 tasks, among them task " in finding.sentence
+        assert set(finding.tasks) == set(map(number_of, tasks[:3]))
+
+    async def test_what_nobody_is_seen_to_hold_is_no_such_finding(self) -> None:
+        lock = asyncio.Lock()
+        await lock.acquire()
+        async with suspended(*(inside(lock) for _ in range(12))):
+            assert not [finding for finding in findings() if finding.kind == "held"]
+
+    async def test_a_deadlock_is_not_told_again(self) -> None:
+        lock = asyncio.Lock()
+
+        async def twice() -> None:
+            async with lock, lock:
+                pass
+
+        async with suspended(twice()):
+            assert [finding.kind for finding in findings()] == ["deadlock"]
+
+    async def test_but_who_waits_behind_it_is(self) -> None:
+        lock = asyncio.Lock()
+
+        async def twice() -> None:
+            async with lock, lock:
+                pass
+
+        async with suspended(twice(), *(inside(lock) for _ in range(10))):
+            assert [finding.kind for finding in findings()] == ["deadlock", "held"]
+
+
+class TestCrowd:
+    async def test_of_requests_at_one_line(self) -> None:
+        event = asyncio.Event()
+        async with suspended(*(wait_for_event(event) for _ in range(12))) as tasks:
+            serve(tasks)
+            (finding,) = findings()
+        assert finding.kind == "crowd"
+        assert re.fullmatch(
+            r"12 of 12 requests wait for Event\.wait at test_verdict\.py:\d+, the oldest for 0(\.\d)? s",
+            finding.sentence,
+        )
+        assert finding.frame is not None
+        assert finding.frame.function == "wait_for_event"
+        assert finding.tasks == (number_of(tasks[0]),)
+
+    async def test_is_none_of_other_tasks(self) -> None:
+        event = asyncio.Event()
+        async with suspended(*(wait_for_event(event) for _ in range(20))):
+            assert findings() == ()
+
+    async def test_is_none_of_less_than_half_the_requests(self) -> None:
+        event = asyncio.Event()
+        elsewhere = [asyncio.sleep(60) for _ in range(13)]
+        async with suspended(*(wait_for_event(event) for _ in range(12)), *elsewhere) as tasks:
+            serve(tasks)
+            assert findings() == ()
+
+    async def test_is_none_of_those_that_may_well_be_idle(self) -> None:
+        queue = asyncio.Queue[int]()
+        idle = [wait for _ in range(12) for wait in (queue.get(), asyncio.sleep(60))]
+        async with suspended(*idle) as tasks:
+            serve(tasks)
+            assert findings() == ()
+
+    async def test_is_none_where_the_holder_has_been_named(self) -> None:
+        async with requests_at_a_lock(12, asyncio.Lock()):
+            assert [finding.kind for finding in findings()] == ["held"]
+
+
+class TestBlocked:
+    def state(self, **more: Any) -> LoopState:
+        stack = (Frame("/srv/report.py", 88, "render"),)
+        return LoopState(blocked_now=Blocked(7.04, stack=stack, **more))
+
+    async def test_names_place_and_duration(self) -> None:
+        (finding,) = findings(loop_state=self.state(task=None, request_id=None, trace_id=None))
+        assert finding.sentence == "the loop has been blocked for 7 s in report.py:88"
+        assert (finding.kind, finding.tasks) == ("blocked", ())
+        assert finding.frame == Frame("/srv/report.py", 88, "render")
+
+    async def test_names_the_task(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        state = self.state(task=number_of(task), request_id=None, trace_id=None)
+        (finding,) = findings(loop_state=state)
+        assert finding.sentence.endswith(f" by task {task.get_name()}")
+        assert finding.tasks == (number_of(task),)
+
+    async def test_names_the_request_that_it_knows_no_more_of(self) -> None:
+        state = self.state(task=3, request_id="r9", trace_id=None)
+        (finding,) = findings(loop_state=state)
+        assert finding.sentence.endswith(" in report.py:88 by request r9")
+
+    async def test_names_the_route(self) -> None:
+        async def look() -> tuple[Finding, ...]:
+            task = asyncio.current_task()
+            assert task is not None
+            serve([task])
+            return findings(loop_state=self.state(task=number_of(task), request_id="r0", trace_id=None))
+
+        (finding,) = await asyncio.create_task(look())
+        assert finding.sentence.endswith(" by GET /orders")
+
+    async def test_comes_first_and_is_told_with_the_rest(self) -> None:
+        lock, event = asyncio.Lock(), asyncio.Event()
+
+        async def twice() -> None:
+            async with lock, lock:
+                pass
+
+        state = self.state(task=None, request_id=None, trace_id=None)
+        async with suspended(twice(), *(wait_for_event(event) for _ in range(20))) as (_, *tasks):
+            serve(tasks)
+            async with requests_at_a_lock(10, asyncio.Lock()):
+                snapshot = take_snapshot(loop_state=state)
+        assert [finding.kind for finding in snapshot.findings] == ["blocked", "deadlock", "held", "crowd"]
+        assert snapshot.verdict == tuple(finding.sentence for finding in snapshot.findings)
+
+
+async def test_twenty_are_enough() -> None:
+    async def twice() -> None:
+        lock = asyncio.Lock()
+        async with lock, lock:
+            pass
+
+    async with suspended(*(twice() for _ in range(25))):
+        snapshot = take_snapshot()
+    assert len(snapshot.deadlocks) == 25
+    assert len(snapshot.findings) == 20
+
+
+async def test_the_filters_choose_tasks_not_findings() -> None:
+    async with requests_at_a_lock(10, asyncio.Lock()):
+        assert [finding.kind for finding in findings(coro="nothing")] == ["held"]
+
+
+class TestDocuments:
+    async def test_findings_are_plain_and_lead_to_their_evidence(self) -> None:
+        async with requests_at_a_lock(10, asyncio.Lock()) as (holder, *_):
+            document = json.loads(json.dumps(findings_to_dict(take_snapshot())))
+        (finding,) = document["findings"]
+        assert set(finding) == {"sentence", "kind", "tasks", "resource", "frame"}
+        assert finding["tasks"] == [number_of(holder)]
+        assert set(finding["frame"]) == {"file", "line", "function"}
+
+    async def test_resources_name_who_holds_and_who_waits(self) -> None:
+        async with requests_at_a_lock(2, asyncio.Lock()) as tasks:
+            document = json.loads(json.dumps(resources_to_dict(take_snapshot())))
+        (resource,) = document["resources"]
+        assert resource["type"] == "Lock"
+        assert resource["state"] == "locked"
+        assert resource["holders"] == [number_of(tasks[0])]
+        assert set(document["tasks"]) == {str(number_of(task)) for task in tasks}
+        named = document["tasks"][str(number_of(tasks[0]))]
+        assert named["name"] == tasks[0].get_name()
+        assert named["frame"]["function"] == "inside"
+        assert named["request"] == {"id": "r0", "method": "GET", "route": "/orders"}
+        assert document["deadlocks"] == []
+
+    async def test_resources_name_fifty_of_those_that_wait(self) -> None:
+        async with requests_at_a_lock(70, asyncio.Lock()):
+            document = resources_to_dict(take_snapshot())
+        assert len(document["resources"][0]["waiters"]) == 70
+        assert len(document["tasks"]) == 51
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_age_is_told_as_far_as_it_is_known(started: bool) -> None:
+    tracker = Tasks().install(asyncio.get_running_loop()) if started else None
+    lock = asyncio.Lock()
+    try:
+        async with suspended(*(inside(lock) for _ in range(11))):
+            (finding,) = findings()
+    finally:
+        if tracker is not None:
+            tracker.uninstall()
+    assert ("which started" in finding.sentence) is started
