@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ..exchange import OTHER, Exchange, SpanIds
 from .scraped import AtScrape
+from .tally import Observe
 
 if TYPE_CHECKING:
     from .description import Metrics
@@ -49,10 +50,11 @@ class _Bounded:
 class Timed:
     """One duration series: observes, with at most one exemplar a bucket and second."""
 
-    __slots__ = ("_child", "_exemplar_due")
+    __slots__ = ("_exemplar_due", "_observe", "_series")
 
-    def __init__(self, child: Histogram) -> None:
-        self._child = child
+    def __init__(self, series: Histogram, observe: Observe) -> None:
+        self._series = series
+        self._observe = observe
         self._exemplar_due = [0.0] * (len(_DURATION_BUCKETS) + 1)
 
     def observe(self, seconds: float, span: SpanIds | None) -> None:
@@ -61,9 +63,9 @@ class Timed:
             now = perf_counter()
             if now >= self._exemplar_due[bucket]:
                 self._exemplar_due[bucket] = now + _EXEMPLAR_INTERVAL
-                self._child.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
+                self._series.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
                 return
-        self._child.observe(seconds)
+        self._observe(seconds)
 
 
 class Instruments:
@@ -226,10 +228,11 @@ class Instruments:
         if error_type is not None and error_type != str(status):
             error_type = self._bounded_client_error(error_type)
         key = (method, bounded, port, status, error_type)
-        series = self._client.get(key)
-        if series is None:
-            series = self._client[key] = Timed(self._client_duration.labels(*map(label, key)))
-        series.observe(seconds, span)
+        timed = self._client.get(key)
+        if timed is None:
+            series = self._client_duration.labels(*map(label, key))
+            timed = self._client[key] = Timed(series, series.observe)
+        timed.observe(seconds, span)
 
     def client_phase(self, host: str, phase: str, seconds: float) -> None:
         self._client_phase.labels(self.bounded_host(host), phase).observe(seconds)

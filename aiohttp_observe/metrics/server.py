@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +15,7 @@ from ..exchange import MALFORMED, Exchange, taken
 from .instruments import InFlight, Instruments, Timed, instruments_of, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
+from .tally import Tallies
 
 if TYPE_CHECKING:
     from .description import Metrics
@@ -26,26 +28,31 @@ T = TypeVar("T")
 class _PerRoute:
     """The series of one method and route, looked up once."""
 
-    __slots__ = ("_instruments", "_method", "busy", "ended", "request_size", "response_size", "route")
+    __slots__ = (
+        *("_instruments", "_method", "_tallies"),
+        *("busy", "ended", "request_size", "response_size", "route"),
+    )
 
-    def __init__(self, instruments: Instruments, method: str, route: str) -> None:
+    def __init__(self, instruments: Instruments, tallies: Tallies, method: str, route: str) -> None:
         self._instruments = instruments
+        self._tallies = tallies
         self._method = method
         self.route = route
-        self.busy = instruments.busy.labels(method, route).observe
-        self.request_size = instruments.request_size.labels(method, route).observe
-        self.response_size = instruments.response_size.labels(method, route).observe
+        self.busy = tallies.add(instruments.busy.labels(method, route))
+        self.request_size = tallies.add(instruments.request_size.labels(method, route))
+        self.response_size = tallies.add(instruments.response_size.labels(method, route))
         self.ended: dict[tuple[int | None, str | None], Timed] = {}
 
     def add(self, status: int | None, error: str | None) -> Timed:
         """The duration series of requests that ended so."""
         if error is not None:
             error = self._instruments.bounded_error(error)
-        series = self.ended.get((status, error))
-        if series is None:
+        timed = self.ended.get((status, error))
+        if timed is None:
             labels = map(label, (self._method, self.route, status, error))
-            series = self.ended[status, error] = Timed(self._instruments.duration.labels(*labels))
-        return series
+            series = self._instruments.duration.labels(*labels)
+            timed = self.ended[status, error] = Timed(series, self._tallies.add(series))
+        return timed
 
 
 class ServerMetrics:
@@ -56,6 +63,8 @@ class ServerMetrics:
         self._options = options
         self._registry = registry
         self._exemplars = options.exemplars
+        self._tallies = Tallies()
+        self._settling = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
         self._per_route: dict[tuple[str, str], _PerRoute] = {}
         self._waiting: deque[Exchange] = deque()
         self.finished = self._waiting.append
@@ -70,8 +79,10 @@ class ServerMetrics:
 
     def settle(self) -> None:
         """Observe the requests that have finished since the last time."""
-        for exchange in taken(self._waiting):
-            self._observe(exchange)
+        with self._settling:
+            for exchange in taken(self._waiting):
+                self._observe(exchange)
+            self._tallies.tell()
 
     def _observe(self, exchange: Exchange) -> None:
         method = exchange.method
@@ -94,7 +105,7 @@ class ServerMetrics:
         known = (exchange.method, self.instruments.bounded_route(exchange.route))
         per_route = self._per_route.get(known)
         if per_route is None:
-            per_route = self._per_route[known] = _PerRoute(self.instruments, *known)
+            per_route = self._per_route[known] = _PerRoute(self.instruments, self._tallies, *known)
             self.instruments.add_method(exchange.method)
         return per_route
 
