@@ -23,10 +23,10 @@ _SERIES = (100, 1_000, 10_000)
 _SERVERS = ("ours", "prometheus-async")
 _SCRAPER = """
 import sys, time, urllib.request
-for _ in range(int(sys.argv[2])):
+for _ in sys.stdin:
     begun = time.perf_counter()
     urllib.request.urlopen(sys.argv[1]).read()
-    print(time.perf_counter() - begun)
+    print(time.perf_counter() - begun, flush=True)
 """
 
 
@@ -50,22 +50,34 @@ async def _scrape(server: str, series: int) -> tuple[float, float]:
     runner = web.AppRunner(_application(server))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
+    scraper = await _scraper(runner.addresses[0][1])
+    await _scraped(scraper, 2)
     async with ticking(_TICK) as ticker:
-        await _scraped(runner.addresses[0][1], 2)
-        ticker.worst = 0.0
-        took = await _scraped(runner.addresses[0][1], _SCRAPES)
+        took = await _scraped(scraper, _SCRAPES)
+    scraper.terminate()
+    await scraper.wait()
     await runner.cleanup()
     return min(took) * 1e3, (ticker.worst - _TICK) * 1e3
 
 
-async def _scraped(port: int, times: int) -> list[float]:
-    scraper = await asyncio.create_subprocess_exec(
+async def _scraper(port: int) -> asyncio.subprocess.Process:
+    """Another process, which scrapes once a line; to begin one would hold the loop."""
+    return await asyncio.create_subprocess_exec(
         *("taskset", "-c", "1", sys.executable, "-c", _SCRAPER),
-        *(f"http://127.0.0.1:{port}/metrics", str(times)),
+        f"http://127.0.0.1:{port}/metrics",
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    output, _ = await scraper.communicate()
-    return [float(line) for line in output.split()]
+
+
+async def _scraped(scraper: asyncio.subprocess.Process, times: int) -> list[float]:
+    assert scraper.stdin is not None
+    assert scraper.stdout is not None
+    took = []
+    for _ in range(times):
+        scraper.stdin.write(b"\n")
+        took.append(float(await scraper.stdout.readline()))
+    return took
 
 
 def _application(server: str) -> web.Application:

@@ -1,0 +1,18 @@
+"""Metrics: what Prometheus scrapes, and the timer for any coroutine function.
+
+``description``  `Metrics`: the options
+``instruments``  the metrics of one registry
+``server``       the requests of one application, observed a few at once
+``tally``        observations of a few requests, told to their histograms together
+``scraped``      the gauges computed when somebody scrapes
+``page``         what answers a scrape
+``pieces``       a registry collected in pieces, for the loop's sake
+``timer``        `timeit`
+"""
+
+from .description import Metrics
+from .page import MetricsPage
+from .server import ServerMetrics
+from .timer import timeit
+
+__all__ = ["Metrics", "MetricsPage", "ServerMetrics", "timeit"]

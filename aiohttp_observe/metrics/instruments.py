@@ -1,0 +1,274 @@
+"""The metrics of one registry."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter as Counted
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ..exchange import OTHER, Exchange, SpanIds
+from .scraped import AtScrape
+from .tally import Observe
+
+if TYPE_CHECKING:
+    from .description import Metrics
+
+__all__ = ["InFlight", "Instruments", "Timed", "instruments_of", "label"]
+
+InFlight = Callable[[], Iterable[Exchange]]
+"""Returns the requests being served; called in any thread."""
+_DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Seconds, as the stable HTTP semantic conventions advise."""
+_BUSY_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZE_BUCKETS = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 16777216.0)
+_EXEMPLAR_INTERVAL = 1.0
+"""Seconds between exemplars of one bucket: a scrape reads only the newest."""
+
+
+class _Bounded:
+    """Lets the first ``limit`` different values through; every later one becomes ``_other``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        known = self._known.get(value)
+        if known is not None:
+            return known
+        if len(self._known) >= self._limit:
+            return OTHER
+        return self._known.setdefault(value, value)
+
+
+class Timed:
+    """One duration series: observes, with at most one exemplar a bucket and second."""
+
+    __slots__ = ("_exemplar_due", "_observe", "_series")
+
+    def __init__(self, series: Histogram, observe: Observe) -> None:
+        self._series = series
+        self._observe = observe
+        self._exemplar_due = [0.0] * (len(_DURATION_BUCKETS) + 1)
+
+    def observe(self, seconds: float, span: SpanIds | None) -> None:
+        if span is not None:
+            bucket = bisect_left(_DURATION_BUCKETS, seconds)
+            now = perf_counter()
+            if now >= self._exemplar_due[bucket]:
+                self._exemplar_due[bucket] = now + _EXEMPLAR_INTERVAL
+                self._series.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
+                return
+        self._observe(seconds)
+
+
+class Instruments:
+    """The metrics of one registry; a `Meter` for the other pillars.
+
+    Children are looked up once per combination of label values and kept: every label is
+    bounded, so their number is too.
+    """
+
+    def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
+        self.bounded_route = _Bounded(limits.max_routes)
+        self.bounded_host = _Bounded(limits.max_hosts)
+        self.bounded_error = _Bounded(limits.max_names)
+        self._bounded_port = _Bounded(limits.max_hosts)
+        self._bounded_client_error = _Bounded(limits.max_names)
+        self._bounded_operation = _Bounded(limits.max_names)
+        self._bounded_task = _Bounded(limits.max_names)
+        self.in_flight: list[InFlight] = []
+        self._methods: set[str] = set()
+        self._client: dict[tuple[str, str, int | None, int | None, str | None], Timed] = {}
+        self.at_scrape = AtScrape()
+        self.at_scrape.before.append(self.count_active)
+        registry.register(self.at_scrape)  # first, so that all below is up to date when read
+        self._add_server(registry)
+        self._add_client(registry)
+        self._add_asyncio(registry)
+        self._internal_errors = Counter(
+            "aiohttp_observe_internal_errors",
+            "Exceptions of observers and of this package, none of which reached a request",
+            ["observer"],
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "aiohttp_observe_dropped",
+            "Log lines, spans and the like given up rather than block a request or grow",
+            ["what"],
+            registry=registry,
+        )
+
+    def _add_server(self, registry: CollectorRegistry) -> None:
+        by_route = ["http_request_method", "http_route"]
+        self.duration = Histogram(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP server requests, to the last byte",
+            [*by_route, "http_response_status_code", "error_type"],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._active = Gauge(
+            "http_server_active_requests",
+            "HTTP server requests being served",
+            ["http_request_method"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.busy = Histogram(
+            "http_server_request_busy_seconds",
+            "Seconds a request's handler held the event loop",
+            by_route,
+            buckets=_BUSY_BUCKETS,
+            registry=registry,
+        )
+        self.abandoned = Counter(
+            "http_server_abandoned_seconds",
+            "Seconds handlers worked for clients that had already left",
+            ["http_route"],
+            registry=registry,
+        )
+        self.request_size = Histogram(
+            "http_server_request_body_size_bytes",
+            "Bytes received of request bodies, where there was one",
+            by_route,
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.response_size = Histogram(
+            "http_server_response_body_size_bytes",
+            "Bytes of response bodies sent",
+            by_route,
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_client(self, registry: CollectorRegistry) -> None:
+        self._client_duration = Histogram(
+            "http_client_request_duration_seconds",
+            "Duration of HTTP client requests, to the last byte",
+            [
+                "http_request_method",
+                "server_address",
+                "server_port",
+                "http_response_status_code",
+                "error_type",
+            ],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._client_phase = Histogram(
+            "http_client_phase_seconds",
+            "Parts of HTTP client requests; queue is the wait for a pooled connection",
+            ["server_address", "phase"],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_asyncio(self, registry: CollectorRegistry) -> None:
+        self._task_outcomes = Counter(
+            "asyncio_task_outcomes", "Spawned tasks by how they ended", ["name", "outcome"], registry=registry
+        )
+        self._unhandled = Counter("asyncio_unhandled", "Failures nobody handled", ["kind"], registry=registry)
+        self._lag = Histogram(
+            "asyncio_loop_lag_seconds",
+            "How late the event loop ran a timer",
+            buckets=_BUSY_BUCKETS,
+            registry=registry,
+        )
+        self._blocked_seconds = Counter(
+            "asyncio_loop_blocked_seconds", "Seconds the event loop was blocked", registry=registry
+        )
+        self._blocked = Counter("asyncio_loop_blocked", "Times the event loop was blocked", registry=registry)
+        self._operations = Histogram(
+            "async_operation_duration_seconds",
+            "Duration of operations and timed coroutine functions",
+            ["operation", "outcome"],
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+
+    def count_active(self) -> None:
+        """Set the gauge of requests being served, which costs less than to move it with each."""
+        served = Counted(exchange.method for in_flight in list(self.in_flight) for exchange in in_flight())
+        for method in {*self._methods, *served}:
+            self.add_method(method)
+            self._active.labels(method).set(served[method])
+
+    def add_method(self, method: str) -> None:
+        """Have a gauge for ``method`` even if none of its requests is ever seen being served."""
+        if method not in self._methods:
+            self._methods.add(method)
+            self._active.labels(method)
+
+    # The Meter
+
+    def operation(self, name: str, outcome: str, seconds: float) -> None:
+        self._operations.labels(self._bounded_operation(name), outcome).observe(seconds)
+
+    def client_request(
+        self,
+        method: str,
+        host: str,
+        port: int | None,
+        status: int | None,
+        error_type: str | None,
+        seconds: float,
+        span: SpanIds | None,
+    ) -> None:
+        bounded = self.bounded_host(host)
+        if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:
+            port = None
+        if error_type is not None and error_type != str(status):
+            error_type = self._bounded_client_error(error_type)
+        key = (method, bounded, port, status, error_type)
+        timed = self._client.get(key)
+        if timed is None:
+            series = self._client_duration.labels(*map(label, key))
+            timed = self._client[key] = Timed(series, series.observe)
+        timed.observe(seconds, span)
+
+    def client_phase(self, host: str, phase: str, seconds: float) -> None:
+        self._client_phase.labels(self.bounded_host(host), phase).observe(seconds)
+
+    def task_outcome(self, name: str, outcome: str) -> None:
+        self._task_outcomes.labels(self._bounded_task(name), outcome).inc()
+
+    def unhandled(self, kind: str) -> None:
+        self._unhandled.labels(kind).inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        self._lag.observe(seconds)
+
+    def loop_blocked(self, seconds: float) -> None:
+        self._blocked.inc()
+        self._blocked_seconds.inc(seconds)
+
+    def internal_error(self, observer: str) -> None:
+        self._internal_errors.labels(observer).inc()
+
+    def dropped(self, what: str, count: int = 1) -> None:
+        self._dropped.labels(what).inc(count)
+
+
+def label(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+_instruments: WeakKeyDictionary[CollectorRegistry, Instruments] = WeakKeyDictionary()
+_instruments_lock = threading.Lock()
+
+
+def instruments_of(registry: CollectorRegistry, limits: Metrics) -> Instruments:
+    """The instruments of ``registry``, made once: applications may share a registry."""
+    with _instruments_lock:
+        instruments = _instruments.get(registry)
+        if instruments is None:
+            instruments = _instruments[registry] = Instruments(registry, limits)
+        return instruments

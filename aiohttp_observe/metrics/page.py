@@ -1,0 +1,92 @@
+"""The page a scraper reads."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from .pieces import InPieces
+
+__all__ = ["Gate", "MetricsPage"]
+
+
+class Gate(Protocol):
+    """Who may look; returns the refusal, or ``None`` for those who may."""
+
+    def check(self, request: web.Request) -> web.Response | None: ...
+
+
+_FORMATS = 4
+"""Encoded at a time.  A client may ask for any number of them, by version."""
+
+_Encode = Callable[[Collector], bytes]
+
+
+class MetricsPage:
+    """Serves a registry in the format the scraper asks for, encoded off the loop.
+
+    A thread of its own, so that a default executor full of the service's work, the very
+    moment one wants to look, doesn't hide the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry, gate: Gate | None) -> None:
+        self._registry = registry
+        self._gate = gate
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiohttp-observe-metrics")
+        self._at_work: dict[str, asyncio.Future[bytes]] = {}
+
+    async def get(self, request: web.Request) -> web.Response:
+        refusal = None if self._gate is None else self._gate.check(request)
+        if refusal is not None:
+            return refusal
+        encode, content_type = self._format_for(request.headers.get("Accept", ""))
+        body = await asyncio.shield(self._encoding(encode, content_type))
+        # aiohttp refuses a content_type argument that carries parameters.
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _format_for(self, accept: str) -> tuple[_Encode, str]:
+        encode, content_type = _chosen(accept)
+        if len(self._at_work) >= _FORMATS and content_type not in self._at_work:
+            return choose_encoder("")
+        return encode, content_type
+
+    def _encoding(self, encode: _Encode, content_type: str) -> asyncio.Future[bytes]:
+        """The one at work, if there is: a crowd of scrapers, gone ones included, costs no more than one."""
+        at_work = self._at_work.get(content_type)
+        if at_work is None or at_work.done():
+            loop = asyncio.get_running_loop()
+            at_work = loop.run_in_executor(self._thread, lambda: encode(InPieces(self._scraped())))
+            self._at_work[content_type] = at_work
+            at_work.add_done_callback(functools.partial(self._forget, content_type))
+        return at_work
+
+    def _forget(self, content_type: str, done: asyncio.Future[bytes]) -> None:
+        if self._at_work.get(content_type) is done:
+            del self._at_work[content_type]
+
+    def _scraped(self) -> CollectorRegistry:
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return self._registry
+        merged = CollectorRegistry()
+        MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
+        return merged
+
+    async def close(self, app: web.Application) -> None:
+        self._thread.shutdown(wait=False)
+
+
+def _chosen(accept: str) -> tuple[_Encode, str]:
+    try:
+        return choose_encoder(accept)
+    except Exception:  # prometheus_client trips over a version that isn't a number
+        return choose_encoder("")

@@ -1,0 +1,92 @@
+"""The timer for any coroutine function."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from inspect import iscoroutinefunction
+from typing import Any, Final, ParamSpec, TypeVar, overload
+
+from prometheus_async.aio import time as time_awaitable
+from prometheus_client import REGISTRY
+
+from ..exchange import current_scope
+from ..options import check_instance
+from .description import Metrics
+from .instruments import instruments_of
+
+__all__ = ["timeit"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Outcome:
+    """Watches one call: the outcome as seen, the seconds as prometheus-async measures them."""
+
+    __slots__ = ("_name", "_outcome")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._outcome = "ok"
+
+    async def watch(self, awaitable: Awaitable[T]) -> T:
+        try:
+            return await awaitable
+        except (asyncio.CancelledError, GeneratorExit):
+            self._outcome = "cancelled"
+            raise
+        except BaseException:
+            self._outcome = "error"
+            raise
+
+    def observe(self, seconds: float) -> None:
+        scope = current_scope()
+        meter = instruments_of(REGISTRY, Metrics()) if scope is None else scope.meter
+        meter.operation(self._name, self._outcome, seconds)
+
+
+_Timeable = Callable[P, Coroutine[Any, Any, T]]
+
+
+@overload
+def timeit(function: _Timeable[P, T], /) -> _Timeable[P, T]: ...
+
+
+@overload
+def timeit(*, name: str | None = None) -> Callable[[_Timeable[P, T]], _Timeable[P, T]]: ...
+
+
+def timeit(function: Any = None, /, *, name: str | None = None) -> Any:
+    """Time every call of a coroutine function, method or handler.
+
+    Bare or with a name: ``@timeit`` or ``@timeit(name="price lookup")``.  Each call is
+    observed in ``async_operation_duration_seconds{operation, outcome}``: ``operation`` is
+    ``name``, or the function's qualified name; ``outcome`` is ``ok``, ``error`` or
+    ``cancelled``.  The metrics are those of the application whose request or start-up the
+    call descends from, else those of ``prometheus_client.REGISTRY``.
+
+    Raises ``TypeError`` for anything but a coroutine function.
+    """
+    if name is not None:
+        check_instance("timeit(name=...)", name, str)
+    if function is None:
+        return functools.partial(_timed, name=name)
+    return _timed(function, name=name)
+
+
+def _timed(function: _Timeable[P, T], *, name: str | None) -> _Timeable[P, T]:
+    if not iscoroutinefunction(function):
+        raise TypeError(
+            f"@timeit takes a coroutine function, got {function!r}: write 'async def', "
+            "or time a block with 'with operation(...)'"
+        )
+    label: Final = name or function.__qualname__
+
+    @functools.wraps(function)
+    async def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+        outcome = _Outcome(label)
+        return await time_awaitable(outcome, outcome.watch(function(*args, **kwargs)))
+
+    return timed

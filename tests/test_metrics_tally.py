@@ -1,0 +1,157 @@
+"""Told together or one by one, histograms count the same."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import sys
+import threading
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.samples import Sample
+
+from aiohttp_observe import Exchange, Metrics
+from aiohttp_observe.exchange import Scope
+from aiohttp_observe.metrics.server import ServerMetrics
+from aiohttp_observe.metrics.tally import Tallies
+from tests.test_metrics import DURATION
+
+BOUNDS = (-1.0, 0.0, 0.25, 0.5, 1.0, 10.0)
+
+
+def samples(registry: CollectorRegistry) -> list[Sample]:
+    (family,) = registry.collect()
+    return [sample for sample in family.samples if not sample.name.endswith("_created")]
+
+
+def observed_one_by_one(values: Sequence[float]) -> list[Sample]:
+    registry = CollectorRegistry()
+    histogram = Histogram("sizes", "Sizes", buckets=BOUNDS, registry=registry)
+    for value in values:
+        histogram.observe(value)
+    return samples(registry)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [0.3], [*BOUNDS] * 3, [0, 0.0, 256, 1e300, math.inf], [-5, -0.5], [n / 64 for n in range(-99, 999)]],
+    ids=["none", "one", "the bounds", "large and small", "negative", "many"],
+)
+def test_a_histogram_told_of_many_is_as_if_it_had_been_told_of_each(
+    values: list[float], registry: CollectorRegistry
+) -> None:
+    tallies = Tallies()
+    observe = tallies.add(Histogram("sizes", "Sizes", buckets=BOUNDS, registry=registry))
+    chance = random.Random(7)
+    for value in values:
+        observe(value)
+        if chance.random() < 0.1:
+            tallies.tell()
+    tallies.tell()
+    assert samples(registry) == observed_one_by_one(values)
+
+
+def test_what_was_told_is_not_told_again(registry: CollectorRegistry) -> None:
+    tallies = Tallies()
+    observe = tallies.add(Histogram("sizes", "Sizes", registry=registry))
+    observe(2)
+    tallies.tell()
+    tallies.tell()
+    assert registry.get_sample_value("sizes_count") == 1
+    assert registry.get_sample_value("sizes_sum") == 2
+
+
+class Otherwise:
+    """A series of a prometheus_client to come."""
+
+    def observe(self, amount: float) -> None:
+        raise AssertionError("not observed yet")
+
+
+def test_a_series_built_otherwise_is_told_of_each() -> None:
+    series: Any = Otherwise()
+    assert Tallies().add(series) == series.observe
+
+
+# A batch of requests
+
+
+def ended() -> Exchange:
+    """A request that took half a second."""
+    exchange = Exchange(Scope(), "id", "GET", "/hello", "/hello", "127.0.0.1", None, perf_counter())
+    exchange.status, exchange.duration = 200, 0.5
+    return exchange
+
+
+def requests_counted(registry: CollectorRegistry) -> float:
+    return sum(
+        sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == f"{DURATION}_count"
+    )
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> ServerMetrics:
+    return Metrics(registry=registry).install()
+
+
+def test_threads_that_settle_at_once_count_each_request_once(
+    metrics: ServerMetrics, registry: CollectorRegistry
+) -> None:
+    """The loop's, and one that scrapes."""
+
+    def serve() -> None:
+        for _ in range(1000):
+            metrics.finished(ended())
+            metrics.settle()
+
+    threads, before = [threading.Thread(target=serve) for _ in range(4)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(before)
+    assert requests_counted(registry) == 4000
+
+
+def test_a_request_that_a_finalizer_ends_while_others_are_settled_is_counted(
+    metrics: ServerMetrics, registry: CollectorRegistry
+) -> None:
+    """In the thread that settles, wherever in it the garbage collector runs."""
+    finalized = 0
+
+    class Abandoned:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            nonlocal finalized
+            finalized += 1
+            metrics.finished(ended())
+            metrics.settle()
+
+    metrics.finished(ended())
+    metrics.settle()
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(300):
+            metrics.finished(ended())
+            Abandoned()
+            metrics.settle()
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    metrics.settle()
+    assert finalized == 300
+    assert requests_counted(registry) == 601
