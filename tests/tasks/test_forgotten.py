@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import CollectorRegistry
 
-from aiohttp_observe.tasks import is_forgotten
+from aiohttp_observe import Metrics, setup_observability
+from aiohttp_observe.tasks import exchange_of, is_forgotten
 
 from .scenes import suspended
 
@@ -111,3 +115,29 @@ async def test_a_task_that_does_not_wait_has_nothing_to_forget() -> None:
     assert is_forgotten(ready) is None
     ready.cancel()
     await asyncio.wait({ready})
+
+
+async def test_a_handler_that_the_middleware_drives_is_told_as_well() -> None:
+    began = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.Response:
+        began.set()
+        await awaits_its_own()
+        return web.Response()
+
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    app.router.add_get("/hold", hold)
+    async with TestClient(TestServer(app)) as client:
+        calling = asyncio.create_task(client.get("/hold"))
+        await began.wait()
+        (served,) = (task for task in asyncio.all_tasks() if is_served(task))
+        assert is_forgotten(served) is True
+        calling.cancel()
+        served.cancel()
+        await asyncio.wait({calling, served})
+
+
+def is_served(task: asyncio.Task[Any]) -> bool:
+    exchange = exchange_of(task)
+    return exchange is not None and exchange.route == "/hold"

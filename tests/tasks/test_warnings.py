@@ -180,7 +180,7 @@ class TestLostWakeUp:
             await future
 
         async with suspended(waits()) as (task,):
-            wake_up = future._callbacks[0][0]
+            [(wake_up, _)] = list(future._callbacks)
             future.remove_done_callback(wake_up)
             future.set_result(None)
             await asyncio.sleep(0)
