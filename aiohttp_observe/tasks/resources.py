@@ -8,8 +8,10 @@ holders of a lock acquired in any other way are unknown, and a running task show
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
+from types import MethodType
 from typing import Any
 
 from .chain import Chain
@@ -106,7 +108,22 @@ class Meetings:
                     needs[number] = Need([resource], any_of=True)
             elif tasks := self._hopeless(reading):
                 needs[number] = Need(tasks, any_of=reading.any_of)
-        return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in cycles(needs))
+        certain = [cycle for cycle in cycles(needs) if self._is_certain(cycle)]
+        return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in certain)
+
+    def _is_certain(self, cycle: Sequence[int]) -> bool:
+        """Whether no semaphore in it has been entered by somebody unseen, a running task say.
+
+        Plain ones don't tell how many they let in.  So all that is entered anywhere is looked
+        for, which takes long, but only where there is a cycle.
+        """
+        by_number = {number_of(meeting.resource): meeting for meeting in self._known.values()}
+        met = [by_number[number] for number in cycle if number in by_number]
+        return all(
+            _entered(meeting.resource) <= len(meeting.holders) + len(meeting.waiters)
+            for meeting in met
+            if type(meeting.resource) is asyncio.Semaphore
+        )
 
     def _rescued(self) -> set[int]:
         """Tasks that are cancelled, likely, when the timeout of one that awaits them has passed."""
@@ -161,6 +178,13 @@ class Meetings:
         if meeting is None:
             meeting = self._known[id(resource)] = _Meeting(resource)
         return meeting
+
+
+def _entered(semaphore: asyncio.Semaphore) -> int:
+    """How many are in or at an ``async with`` block of it, running tasks included."""
+    return sum(
+        type(each) is MethodType and each.__name__ == "__aexit__" for each in gc.get_referrers(semaphore)
+    )
 
 
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:

@@ -352,3 +352,24 @@ class TestIsNone:
             await asyncio.wait([start(str(n), forever(first, second)) for n in range(5)])
 
         assert cycles(loop, scene) == []
+
+
+async def test_a_permit_that_a_running_task_has_taken_leaves_hope() -> None:
+    """Two tasks cross a semaphore of two places and a lock; the third place is the looker's own."""
+    semaphore, lock = asyncio.Semaphore(2), asyncio.Lock()
+
+    async def cross(first: Any, second: Any) -> None:
+        async with first:
+            await asyncio.sleep(0)
+            async with second:
+                pass
+
+    async with semaphore:
+        tasks = [
+            asyncio.create_task(cross(semaphore, lock)),
+            asyncio.create_task(cross(lock, semaphore)),
+        ]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert take_snapshot().deadlocks == ()
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
