@@ -222,12 +222,10 @@ class Observability:
             return
         for server in self.admin.own_servers(self._add_metrics):
             try:
-                where = await server.start()
-            except OSError as exc:
-                logger.error("the task console isn't served apart: %s", exc)
-            else:
-                stack.push_async_callback(server.stop)
-                logger.info("task console at %s", where)
+                logger.info("task console at %s", await server.start())
+            except (OSError, asyncio.TimeoutError) as exc:
+                logger.error("the task console isn't served apart: %s", str(exc) or "it didn't start in time")
+            stack.push_async_callback(server.stop)
 
     def _settle_in_time(self, stack: AsyncExitStack) -> None:
         """What was left for later is done before a scrape, at clean-up, and at an exit without one."""

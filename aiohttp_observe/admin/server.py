@@ -31,7 +31,7 @@ class OwnServer:
     def __init__(self, app: Callable[[], web.Application], address: tuple[str, int] | str) -> None:
         self._app = app
         self._address = address.replace("{pid}", str(os.getpid())) if isinstance(address, str) else address
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-admin", daemon=True)
@@ -43,19 +43,16 @@ class OwnServer:
 
     async def stop(self) -> None:
         """Stop it, within 5 s."""
-        with suppress(RuntimeError):  # it never got to listen, and its loop is closed
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # its loop is closed: it has ended by itself
+                self._loop.call_soon_threadsafe(self._stopping.set)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _STOP_SECONDS)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         try:
             await runner.setup()
