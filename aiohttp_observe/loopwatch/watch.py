@@ -91,8 +91,10 @@ class LoopMonitor:
         return self._watch.blocked_now()
 
     def state(self) -> LoopState:
-        """All three, as the task console shows them."""
-        return LoopState(self.lag, self.utilization() or 0.0, self.blocked_now())
+        """All three, as the task console shows them; while the loop is blocked it lags by that."""
+        blocked = self.blocked_now()
+        lag = self.lag if blocked is None else max(self.lag, blocked.seconds)
+        return LoopState(lag, self.utilization() or 0.0, blocked)
 
     def close(self) -> None:
         """Stop watching for this application; call it in the loop's thread.
