@@ -20,6 +20,21 @@
 ``exchange``           `Exchange`, `Observer`, `current_exchange`, `request_id`
 =====================  ==============================================================
 
+Behind them:
+
+=====================  ==============================================================
+``middleware``         drives a request's handler, times it, tells the observers
+``ending``             how a request ended
+``flightrecorder``     the last requests, by route
+``incidents``          what blocked the loop, and failures nobody handled
+``history``            the last minutes, in numbers
+``bundles``            everything as it was at a moment
+``profile``            where the loop's thread spends its time
+``documents``          all of that as the JSON of the task console
+``cli``                the console in a terminal
+``options``            checks of options
+=====================  ==============================================================
+
 Importing it has no effect.
 """
 
