@@ -118,7 +118,7 @@ class Recorder:
                 try:
                     hook(exchange, request)
                 except Exception as exc:
-                    self._complain(name, exc)
+                    self.complain(name, exc)
             if self.adapt is not None:
                 handler = self.adapt(handler)
             return await drive(handler, request, exchange, flight)
@@ -139,7 +139,7 @@ class Recorder:
             try:
                 hook(exchange, response)
             except Exception as exc:
-                self._complain(name, exc)
+                self.complain(name, exc)
 
     def _exchange_from_outside(self, request: web.Request) -> Exchange:
         """Of a request that isn't being handled in this task.
@@ -177,7 +177,7 @@ class Recorder:
                 tell_end(exchange, response, gone=False, error=None, failure=None)
                 self._tell_finished(exchange)
         except Exception as exc:
-            self._complain("recorder", exc)
+            self.complain("recorder", exc)
 
     def _exchange_unseen(self, request: web.BaseRequest, seconds: float) -> Exchange:
         if getattr(request, "_match_info", None) is not None:  # it reached the application
@@ -213,7 +213,7 @@ class Recorder:
         try:
             tell_end(exchange, response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
-            self._complain("recorder", exc)
+            self.complain("recorder", exc)
         self._tell_finished(exchange)
 
     def settle(self) -> None:
@@ -223,14 +223,14 @@ class Recorder:
             try:
                 hook()
             except Exception as exc:
-                self._complain(name, exc)
+                self.complain(name, exc)
 
     def _tell_finished(self, exchange: Exchange) -> None:
         for name, hook in self._finished:
             try:
                 hook(exchange)
             except Exception as exc:
-                self._complain(name, exc)
+                self.complain(name, exc)
         self._unsettled += 1
         if self._unsettled >= _SETTLE_COUNT:
             self.settle()
@@ -246,9 +246,10 @@ class Recorder:
             try:
                 hook(exchange, error)
             except Exception as exc:
-                self._complain(name, exc)
+                self.complain(name, exc)
 
-    def _complain(self, name: str, exc: Exception) -> None:
+    def complain(self, name: str, exc: Exception) -> None:
+        """Count a failure of an observer, or of ours, and log it if it is the first of its kind."""
         self.scope.meter.internal_error(name)
         complaint = (name, type(exc))
         if complaint not in self._complaints and len(self._complaints) < 100:
@@ -319,6 +320,12 @@ class Flight:
 
     def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         """The handler goes on: part of the wait may have been for the loop, which had other work."""
+        try:
+            self._split_wait(coro, future, callbacks, since, until)
+        except Exception as exc:  # nothing of ours may reach the handler
+            self.recorder.complain("recorder", exc)
+
+    def _split_wait(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         exchange = self.exchange
         stalled = self.recorder.scope.stalled_since
         stalled_since = None if stalled is None else stalled(until)

@@ -271,11 +271,11 @@ class Observability:
 
         def look() -> None:
             nonlocal timer
+            timer = loop.call_later(_LOOK_INTERVAL, look)  # first: whatever fails below, it goes on
             self.recorder.look_around()
             self.documents.note()
             if self.metrics is not None:
                 self.metrics.tick()
-            timer = loop.call_later(_LOOK_INTERVAL, look)
 
         timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Exchange, Logs, Metrics, setup_observability
+from aiohttp_observe import OBSERVABILITY, Exchange, Logs, Metrics, setup_observability
 
 from .service import Witness, serving
 
@@ -126,3 +126,27 @@ async def test_the_access_line_has_it(
     async with serving(app) as service:
         await service.get("/")
     assert '"waiting_ms":{"sleep":' in capsys.readouterr().out
+
+
+async def test_what_cannot_be_told_apart_costs_the_request_nothing(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop watch that broke would be asked in the midst of the user's handler."""
+
+    def broken(now: float) -> float | None:
+        raise LookupError("no pulse")
+
+    app = web.Application()
+
+    async def handler(request: web.Request) -> web.Response:
+        app[OBSERVABILITY].scope.stalled_since = broken
+        await asyncio.sleep(0.01)
+        return web.Response()
+
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=Metrics(registry=registry), logs=None)
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+    counted = registry.get_sample_value("aiohttp_observe_internal_errors_total", {"observer": "recorder"})
+    assert counted == 1
+    assert "observer recorder failed" in caplog.text
