@@ -1,7 +1,8 @@
 """For how long a lock has been held: nobody notes when it is taken, so what is told is a lower bound.
 
-A look that finds a task inside remembers when it first did.  Between looks the queue tells:
-as long as the same waiter is at its head, nobody has been let in.
+A look that finds a task inside remembers what that one waited for: if it still does, it hasn't
+run, and so not left.  And as long as the same waiter is at the head of the queue, nobody has
+been let in.
 """
 
 from __future__ import annotations
@@ -19,19 +20,17 @@ from .tracker import exchange_of, is_adopted, is_made_by_wait_for
 
 __all__ = ["held_seconds", "note_contention"]
 
-_holders: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
-"""When each task was first seen inside, by its id."""
+_holders: WeakKeyDictionary[Any, dict[int, tuple[Any, float]]] = WeakKeyDictionary()
+"""What each task inside waited for, weakly, and when that was first seen, by its id."""
 _heads: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
 """The waiter at the head of the queue, weakly, and when it was first seen there."""
 
 
 def held_seconds(resource: Any, holders: dict[int, asyncio.Task[Any]], now: float) -> float | None:
     """For how long one of ``holders``, tasks by id, has been inside, at least; ``None`` if unknown."""
-    bounds = [now - since for since in _first_seen(resource, holders, now)]
+    bounds = [now - since for since in _unmoved_since(resource, holders, now)]
     bounds += [now - since for task in holders.values() for since in _suspended_since(task)]
-    head = _known(_heads, resource)
-    if head is not None and head[0]() is _head_of(resource):
-        bounds.append(now - head[1])
+    bounds += [now - since for since in _same_head_since(resource, now)]
     longest = max(bounds, default=0.0)
     return round(longest, 3) if longest > 0 else None
 
@@ -49,12 +48,8 @@ def note_contention(tasks: Iterable[asyncio.Task[Any]]) -> None:
 def _note_head(task: asyncio.Task[Any], now: float) -> None:
     chain = Chain(task, is_made_by_wait_for)
     resource = read_wait(chain, stack_of_chain(chain)).resource if chain.waits else None
-    head = None if resource is None else _head_of(resource)
-    if head is None:
-        return
-    known = _heads.get(resource)
-    if known is None or known[0]() is not head:
-        _heads[resource] = ref(head), now
+    if resource is not None:
+        _same_head_since(resource, now)
 
 
 def _head_of(resource: Any) -> Any:
@@ -63,14 +58,32 @@ def _head_of(resource: Any) -> Any:
     return next((waiter for waiter in list(waiters) if not waiter.done()), None) if waiters else None
 
 
-def _first_seen(resource: Any, holders: Iterable[int], now: float) -> list[float]:
+def _unmoved_since(resource: Any, holders: dict[int, asyncio.Task[Any]], now: float) -> list[float]:
     known = _known(_holders, resource) or {}
-    seen = {number: known.get(number, now) for number in holders}
+    seen = {}
+    for number, task in holders.items():
+        awaited = getattr(task, "_fut_waiter", None)
+        mark = known.get(number)
+        if awaited is not None:
+            seen[number] = mark if mark is not None and mark[0]() is awaited else (ref(awaited), now)
     try:
         _holders[resource] = seen
     except TypeError:  # a lock that can't be hashed, or referred to weakly
         return []
-    return list(seen.values())
+    return [since for _, since in seen.values()]
+
+
+def _same_head_since(resource: Any, now: float) -> list[float]:
+    head = _head_of(resource)
+    if head is None:
+        return []
+    known = _known(_heads, resource)
+    if known is None or known[0]() is not head:
+        try:
+            known = _heads[resource] = ref(head), now
+        except TypeError:
+            return []
+    return [known[1]]
 
 
 def _known(memory: WeakKeyDictionary[Any, Any], resource: Any) -> Any:

@@ -50,6 +50,7 @@ class Meetings:
         self._live = live
         self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
         self._waits: dict[int, Reading] = {}
+        self._awaited: dict[int, Any] = {}
         self.readings: dict[int, Reading | None] = {}
         self.tasks: dict[int, asyncio.Task[Any]] = {}
 
@@ -59,6 +60,7 @@ class Meetings:
         number = number_of(task)
         self.tasks[number] = task
         self.readings[number] = reading
+        self._awaited[number] = getattr(task, "_fut_waiter", None)
         if stack.blocks:
             for lock in _held_locks(chain, stack, waits_at):
                 self._of(lock).holders[number] = None
@@ -112,11 +114,14 @@ class Meetings:
         return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in certain)
 
     def _is_certain(self, cycle: Sequence[int]) -> bool:
-        """Whether no semaphore in it has been entered by somebody unseen, a running task say.
+        """Whether its tasks still wait as they did, and nobody unseen has entered a semaphore in it.
 
-        Plain ones don't tell how many they let in.  So all that is entered anywhere is looked
-        for, which takes long, but only where there is a cycle.
+        A picture is made in slices, between which tasks go on.  And plain semaphores don't
+        tell how many they let in: so all that is entered anywhere is looked for, which takes
+        long, but only where there is a cycle.
         """
+        if not all(map(self._is_unmoved, filter(self.tasks.get, cycle))):
+            return False
         by_number = {number_of(meeting.resource): meeting for meeting in self._known.values()}
         met = [by_number[number] for number in cycle if number in by_number]
         return all(
@@ -124,6 +129,13 @@ class Meetings:
             for meeting in met
             if type(meeting.resource) is asyncio.Semaphore
         )
+
+    def _is_unmoved(self, number: int) -> bool:
+        """Whether a task hasn't run since it was looked at."""
+        awaited: Any = self._awaited[number]
+        if awaited is None or awaited.done():
+            return False
+        return getattr(self.tasks[number], "_fut_waiter", None) is awaited
 
     def _rescued(self) -> set[int]:
         """Tasks that are cancelled, likely, when the timeout of one that awaits them has passed."""
