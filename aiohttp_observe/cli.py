@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         asyncio.run(_run(options))
+    except BrokenPipeError:  # whoever read it has seen enough; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as exc:
         print(f"aiohttp-observe: {options.url}: {_plain(str(exc)) or type(exc).__name__}", file=sys.stderr)
         return 1

@@ -128,3 +128,11 @@ def test_a_service_that_is_not_there_is_said_so_in_one_line(capsys: pytest.Captu
     assert main(["--url", "http://127.0.0.1:9/_tasks", "ps"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("aiohttp-observe: http://127.0.0.1:9/_tasks: ")
+
+
+async def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:
+    async with service() as served:
+        command = f"{sys.executable} -m aiohttp_observe.cli --url {served.url('/_tasks')} dump | head -c 10"
+        process = await asyncio.create_subprocess_shell(command, stderr=subprocess.PIPE, cwd=ROOT)
+        _, errors = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert errors == b""
