@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         asyncio.run(_run(options))
+        sys.stdout.flush()  # here, where a reader that has left is no trouble, and not at exit
     except BrokenPipeError:  # whoever read it has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as exc:
