@@ -7,8 +7,11 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as exc:
         print(f"aiohttp-observe: {options.url}: {_plain(str(exc)) or type(exc).__name__}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         pass
     return 0
 
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    _let_it_be_interrupted()
     commands: dict[str, Command] = {"ps": _ps, "top": _top, "tree": _tree, "dump": _dump, "profile": _profile}
     connector = None if options.unix_socket is None else aiohttp.UnixConnector(options.unix_socket)
     token = os.environ.get("AIOHTTP_OBSERVE_ADMIN_TOKEN", "").strip()
@@ -75,6 +79,14 @@ async def _run(options: argparse.Namespace) -> None:
         connector=connector, headers=headers, read_bufsize=_LONGEST_LINE
     ) as session:
         await commands[options.command](Remote(session, options.url.rstrip("/")), options)
+
+
+def _let_it_be_interrupted() -> None:
+    """Up to Python 3.10 the interrupt is raised wherever the loop is just then, and may be lost there."""
+    task = asyncio.current_task()
+    if task is not None and threading.current_thread() is threading.main_thread():
+        with suppress(NotImplementedError):  # on Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
 
 
 class Remote:

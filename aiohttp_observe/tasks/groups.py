@@ -1,8 +1,10 @@
-"""N tasks wait at this line."""
+"""N tasks wait at this line: where all tasks stand, and how many there are."""
 
 from __future__ import annotations
 
-from .model import Frame, Group
+from collections import Counter
+
+from .model import CoroCount, Frame, Group, Summary
 from .places import is_library
 from .seen import Seen
 from .tracker import is_adopted, number_of
@@ -13,7 +15,7 @@ _MOST = 50
 
 
 class Crowd:
-    """Tasks of one coroutine function that stand at the same line, for the same kind of wait.
+    """Tasks of one coroutine function that stand at the same line, in the same state or kind of wait.
 
     ``own`` counts those among them that are a request's own task.
     """
@@ -44,12 +46,12 @@ class Groups:
 
     def __init__(self) -> None:
         # By identity of the line, which all tasks at the same places share: the first one keeps it.
-        self._crowds: dict[tuple[int, str, str | None], Crowd] = {}
-        self.own = 0
+        self._crowds: dict[tuple[int, str, str], Crowd] = {}
 
     def add(self, seen: Seen) -> None:
         """Count one task."""
-        key = (id(seen.line), seen.coro, None if seen.reading is None else seen.reading.kind)
+        reading = seen.reading
+        key = (id(seen.line), seen.coro, seen.state if reading is None else reading.kind)
         crowd = self._crowds.get(key)
         if crowd is None:
             crowd = self._crowds[key] = Crowd(seen)
@@ -58,6 +60,31 @@ class Groups:
     def crowds(self) -> list[Crowd]:
         """All, those in the service's own code before those in a library's, the largest first."""
         return sorted(self._crowds.values(), key=lambda crowd: (_is_foreign(crowd.line), -crowd.count))
+
+    def total(self) -> int:
+        """How many tasks there are."""
+        return sum(crowd.count for crowd in self._crowds.values())
+
+    def summary(self) -> Summary:
+        """They in numbers."""
+        by_state: Counter[str] = Counter()
+        waiting: Counter[str] = Counter()
+        by_coro: Counter[str] = Counter()
+        oldest: dict[str, float] = {}
+        for crowd in self._crowds.values():
+            seen, count = crowd.first, crowd.count
+            by_state[seen.state] += count
+            by_coro[seen.coro] += count
+            if seen.reading is not None:
+                waiting[seen.reading.kind] += count
+            if crowd.oldest is not None:
+                oldest[seen.coro] = max(round(crowd.oldest, 6), oldest.get(seen.coro, 0.0))
+        return Summary(
+            total=self.total(),
+            by_state=dict(by_state),
+            waiting=dict(waiting.most_common()),
+            by_coro=tuple(CoroCount(coro, n, oldest.get(coro)) for coro, n in by_coro.most_common()),
+        )
 
     def requests(self) -> int:
         """How many of the tasks are a request's own."""

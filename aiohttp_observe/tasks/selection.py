@@ -14,6 +14,7 @@ __all__ = ["SORTS", "STATES", "Selection"]
 
 STATES = ("running", "scheduled", "waiting")
 SORTS = ("age", "coro", "state", "wait")
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,11 @@ class Selection:
             and (self.id is None or number_of(seen.task) == self.id)
         )
 
-    def key(self, seen: Seen) -> tuple[Any, ...]:
+    def key(self, seen: Seen) -> Any:
         """What to sort by; the oldest first among equals, those of unknown age last."""
-        age = float("inf") if seen.age is None else -seen.age
+        age = _NEVER if seen.age is None else -seen.age
         if self.sort == "age":
-            return (age,)
+            return age
         if self.sort == "coro":
             return (seen.coro, age)
         if self.sort == "state":

@@ -13,7 +13,7 @@ from typing import Any
 
 from .groups import Groups
 from .growth import grown
-from .model import CoroCount, LoopState, ProcessInfo, Resource, Snapshot, Summary, TaskInfo
+from .model import LoopState, ProcessInfo, Resource, Snapshot, TaskInfo
 from .rows import Rows
 from .seen import Look, Seen, live_tasks
 from .selection import Selection
@@ -105,10 +105,9 @@ class _Picture:
         self._selection = selection
         self._filtered = selection.filters
         self._look = Look(self._loop, selection.frames)
-        self._tally = _Tally()
         self._groups = Groups()
         self._circumstances = Circumstances(self._loop, self._loop_state)
-        self._chosen: list[tuple[tuple[Any, ...], int, Seen]] = []
+        self._chosen: list[Seen] = []
         self._rows: list[TaskInfo] = []
         self._resources: tuple[Resource, ...] = ()
 
@@ -128,7 +127,7 @@ class _Picture:
         self._circumstances.conclude(self._resources)
         words = Rows(self._circumstances)
         for start in range(0, len(chosen), _SLICE):
-            for _, _, seen in chosen[start : start + _SLICE]:
+            for seen in chosen[start : start + _SLICE]:
                 if not seen.task.done():
                     self._rows.append(words.row(seen))
             yield
@@ -142,7 +141,7 @@ class _Picture:
             taken_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             process=_process(self._loop),
             loop=self._loop_state,
-            summary=self._tally.summary(),
+            summary=groups.summary(),
             tasks=tuple(self._rows),
             resources=resources,
             deadlocks=deadlocks,
@@ -150,58 +149,19 @@ class _Picture:
                 self._loop_state, look.running(), resources, deadlocks, meetings, groups, growing
             ),
             groups=groups.top(),
-            truncated=max(0, self._tally.total - self._selection.limit),
+            truncated=max(0, groups.total() - self._selection.limit),
         )
 
     def _choose(self, seen: Seen) -> None:
         if self._filtered and not self._selection.takes(seen):
             return
-        self._tally.add(seen)
         self._groups.add(seen)
-        self._chosen.append((self._selection.key(seen), self._tally.total, seen))
+        self._chosen.append(seen)
         if len(self._chosen) > 2 * self._selection.limit + _SLICE:
             self._chosen = self._best()  # so that no sort is of more than this
 
-    def _best(self) -> list[tuple[tuple[Any, ...], int, Seen]]:
-        return sorted(self._chosen)[: self._selection.limit]
-
-
-class _Tally:
-    """Counts what was chosen, the tasks that the limit leaves out included."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._groups: dict[tuple[str, str | None, str], list[Any]] = {}
-
-    def add(self, seen: Seen) -> None:
-        self.total += 1
-        labels = seen.state, None if seen.reading is None else seen.reading.kind, seen.coro
-        group = self._groups.get(labels)
-        if group is None:
-            self._groups[labels] = [1, seen.age]
-        else:
-            group[0] += 1
-            if seen.age is not None and (group[1] is None or seen.age > group[1]):
-                group[1] = seen.age
-
-    def summary(self) -> Summary:
-        by_state: Counter[str] = Counter()
-        waiting: Counter[str] = Counter()
-        by_coro: Counter[str] = Counter()
-        oldest: dict[str, float] = {}
-        for (state, kind, coro), (count, age) in self._groups.items():
-            by_state[state] += count
-            by_coro[coro] += count
-            if kind is not None:
-                waiting[kind] += count
-            if age is not None:
-                oldest[coro] = max(round(age, 6), oldest.get(coro, 0.0))
-        return Summary(
-            total=self.total,
-            by_state=dict(by_state),
-            waiting=dict(waiting.most_common()),
-            by_coro=tuple(CoroCount(coro, n, oldest.get(coro)) for coro, n in by_coro.most_common()),
-        )
+    def _best(self) -> list[Seen]:
+        return sorted(self._chosen, key=self._selection.key)[: self._selection.limit]
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
