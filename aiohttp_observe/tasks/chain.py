@@ -148,11 +148,13 @@ def _is_link(held: Any) -> bool:
     return type(held) in (CoroutineType, GeneratorType, AsyncGeneratorType) or hasattr(held, "cr_await")
 
 
-def held_by(awaitable: Any) -> list[Any]:
-    """What a suspended coroutine or generator holds: its locals and its evaluation stack."""
-    if _FRAMES_ARE_APART:
-        awaitable = next(filter(None, (getattr(awaitable, name, None) for name in _FRAME_ATTRIBUTES)), None)
-    return gc.get_referents(awaitable)
+def _held_by_the_frame(awaitable: Any) -> list[Any]:
+    frame = next(filter(None, (getattr(awaitable, name, None) for name in _FRAME_ATTRIBUTES)), None)
+    return gc.get_referents(frame)
+
+
+held_by: Callable[[Any], list[Any]] = _held_by_the_frame if _FRAMES_ARE_APART else gc.get_referents
+"""What a suspended coroutine or generator holds: its locals and its evaluation stack."""
 
 
 def _timed_future(wait_for: Any, waiter: Any) -> asyncio.Future[Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 from collections.abc import Iterable, Sequence
 from types import CellType, GeneratorType
 from typing import Any, NamedTuple
@@ -66,8 +65,6 @@ def _shielded(inner: Any) -> Awaited:
 
 def timed(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
     """The task in which ``asyncio.wait_for`` runs a coroutine, up to Python 3.11."""
-    if sys.version_info >= (3, 12):
-        return ()
     return (held for held in held_by(awaitables[index]) if isinstance(held, asyncio.Task))
 
 

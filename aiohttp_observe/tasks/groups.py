@@ -28,13 +28,6 @@ class Crowd:
         self.first = first
         self.oldest: float | None = None
 
-    def add(self, seen: Seen) -> None:
-        self.count += 1
-        if seen.exchange is not None and is_adopted(seen.task):
-            self.own += 1
-        if seen.age is not None and (self.oldest is None or seen.age > self.oldest):
-            self.oldest, self.first = seen.age, seen
-
     @property
     def line(self) -> Frame | None:
         """Where they stand."""
@@ -55,7 +48,11 @@ class Groups:
         crowd = self._crowds.get(key)
         if crowd is None:
             crowd = self._crowds[key] = Crowd(seen)
-        crowd.add(seen)
+        crowd.count += 1
+        if seen.exchange is not None and is_adopted(seen.task):
+            crowd.own += 1
+        if seen.age is not None and (crowd.oldest is None or seen.age > crowd.oldest):
+            crowd.oldest, crowd.first = seen.age, seen
 
     def crowds(self) -> list[Crowd]:
         """All, those in the service's own code before those in a library's, the largest first."""

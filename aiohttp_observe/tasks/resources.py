@@ -27,6 +27,7 @@ __all__ = ["Meetings"]
 
 _HELD = (asyncio.Lock, asyncio.Semaphore)
 """What tasks are inside of, and others wait for them to leave."""
+_JAMS = (*_HELD, asyncio.Queue)
 
 
 _MOST_PARTIES = 300
@@ -71,7 +72,7 @@ class Meetings:
             meeting.waiters.append(number)
             if meeting.place is None:
                 meeting.place = _asked_at(chain)
-        if not reading.timed and (reading.on or isinstance(waits_at, (*_HELD, asyncio.Queue))):
+        if not reading.timed and (reading.on or isinstance(waits_at, _JAMS)):
             self._waits[number] = reading
 
     def resources(self, limit: int) -> tuple[Resource, ...]:
@@ -202,15 +203,13 @@ def _entered(semaphore: asyncio.Semaphore) -> int:
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:
     """The locks and semaphores in whose ``async with`` blocks a task is, and not just about to be."""
     locks = []
-    links = set(map(id, chain.awaitables[: chain.own]))
     for index in stack.blocks:
         if index < chain.own:
-            for manager in entered_by(chain.awaitables[index], links):
+            for manager in entered_by(chain.awaitables[index], chain.awaitables):
                 lock = _lock_of(manager)
                 if isinstance(lock, _HELD):
                     locks.append(lock)
-    entering = chain.frames[-2:-1] and chain.frames[-2].f_code.co_name == "__aenter__"
-    if entering or isinstance(waits_at, asyncio.Condition):  # whose wait() has let go of the lock
+    if stack.entering or isinstance(waits_at, asyncio.Condition):  # whose wait() has let go of the lock
         _drop_last(locks, _lock_of(waits_at))
     return locks
 

@@ -46,7 +46,7 @@ class Rows:
             request,
             trace_id,
             is_orphan(seen),
-            tuple(warnings_of(seen, self._circumstances)),
+            warnings_of(seen, self._circumstances),
         )
 
     def _request(self, exchange: Exchange) -> tuple[Served, str | None]:

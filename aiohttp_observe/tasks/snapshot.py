@@ -23,7 +23,7 @@ from .warnings import Circumstances
 
 __all__ = ["count_tasks", "find_tasks", "snapshot_without_blocking", "take_snapshot"]
 
-_SLICE = 100
+_SLICE = 200
 """Tasks looked at, or put into words, before the loop has a turn."""
 
 _imported = perf_counter()
@@ -110,10 +110,12 @@ class _Picture:
         self._chosen: list[Seen] = []
         self._rows: list[TaskInfo] = []
         self._resources: tuple[Resource, ...] = ()
+        self._deadlocks: tuple[tuple[int, ...], ...] = ()
 
     def steps(self) -> Iterator[None]:
         """Do the work, pausing after every slice of it."""
-        tasks = live_tasks(self._loop)
+        tasks = live_tasks(self._loop)  # of very many, this alone is the longest stretch of all
+        yield
         while tasks:
             for task in tasks[-_SLICE:]:
                 if not task.done():
@@ -125,6 +127,9 @@ class _Picture:
         chosen = self._best()
         self._resources = self._look.meetings.resources(self._selection.limit)
         self._circumstances.conclude(self._resources)
+        yield
+        self._deadlocks = self._look.meetings.deadlocks()
+        yield
         words = Rows(self._circumstances)
         for start in range(0, len(chosen), _SLICE):
             for seen in chosen[start : start + _SLICE]:
@@ -135,7 +140,7 @@ class _Picture:
     def snapshot(self) -> Snapshot:
         """The result."""
         meetings, groups, look = self._look.meetings, self._groups, self._look
-        resources, deadlocks = self._resources, meetings.deadlocks()
+        resources, deadlocks = self._resources, self._deadlocks
         growing = [] if self._filtered else grown(self._loop, groups)
         return Snapshot(
             taken_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),

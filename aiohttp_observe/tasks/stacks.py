@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import AsyncGeneratorType, MethodType
 from typing import Any, NamedTuple
@@ -23,16 +23,17 @@ _WRAPPERS = {"sentry_sdk", "ddtrace", "newrelic", "elasticapm", "opentelemetry"}
 class Stack:
     """The places of an await chain and what is known about them.
 
-    ``start``   which link is the task's own coroutine, and no other package's wrapper around it
-    ``frames``  innermost first
-    ``line``    the innermost of the service's own lines, else the innermost of all
-    ``marks``   the links that say something about the wait, outermost first; those without a
-                rule are in an ``async with`` block, which may be a timeout
-    ``blocks``  the links that are in an ``async with`` block or iterate over an async generator
+    ``start``     which link is the task's own coroutine, and no other package's wrapper around it
+    ``frames``    innermost first
+    ``line``      the innermost of the service's own lines, else the innermost of all
+    ``marks``     the links that say something about the wait, outermost first; those without a
+                  rule are in an ``async with`` block, which may be a timeout
+    ``blocks``    the links that are in an ``async with`` block or iterate over an async generator
+    ``entering``  whether one more block is about to be entered
     ``phrase``, ``reading``  what the marks say, if it is the same for every task here
     """
 
-    __slots__ = ("_codes", "blocks", "frames", "line", "marks", "phrase", "reading", "start")
+    __slots__ = ("_codes", "blocks", "entering", "frames", "line", "marks", "phrase", "reading", "start")
 
     def __init__(self, chain: Chain, depth: int) -> None:
         number = len(chain.frames)
@@ -40,6 +41,7 @@ class Stack:
         self.start = next((i for i in range(number) if _package(chain, i) not in _WRAPPERS), 0)
         self.frames = tuple(chain.place(i) for i in range(number - 1, max(-1, number - depth - 1), -1))
         self.line = _line(chain)
+        self.entering = number > 1 and chain.frames[-2].f_code.co_name == "__aenter__"
         self.marks: list[tuple[int, Rule | None]] = []
         self.blocks: list[int] = []
         told_for = ""  # the package whose function a rule was last found for
@@ -97,31 +99,32 @@ def _is_exit(held: Any) -> bool:
     return type(held) is MethodType and held.__name__ == "__aexit__"
 
 
-def entered_by(awaitable: Any, apart: Container[int] = (), depth: int = 8) -> Iterator[Any]:
+def entered_by(awaitable: Any, apart: Sequence[Any] = (), depth: int = 8) -> list[Any]:
     """The context managers in whose ``async with`` blocks a suspended awaitable is, outermost first.
 
     A suspended frame keeps the bound ``__aexit__`` of each on its evaluation stack.  Those
     entered on its behalf count as well: by an ``AsyncExitStack``, by an async context manager
     written as a generator, and by an async generator it iterates over; ``depth`` levels of them.
-    Generators whose ids are ``apart`` are asked for themselves: they may be about to enter one.
+    Generators that are ``apart`` are asked for themselves: they may be about to enter one.
     """
+    managers = []
     for held in held_by(awaitable):
-        if type(held) is AsyncGeneratorType:
-            if depth and id(held) not in apart:
-                yield from entered_by(held, apart, depth - 1)
-        elif _is_exit(held):
-            yield from _expanded(held.__self__, apart, depth)
+        if _is_exit(held):
+            managers.append(held.__self__)
+            managers += _entered_for(held.__self__, apart, depth)
+        elif type(held) is AsyncGeneratorType and depth and held not in apart:
+            managers += entered_by(held, apart, depth - 1)
+    return managers
 
 
-def _expanded(manager: Any, apart: Container[int], depth: int) -> Iterator[Any]:
-    yield manager
+def _entered_for(manager: Any, apart: Sequence[Any], depth: int) -> list[Any]:
     if not depth:
-        return
+        return []
     if isinstance(manager, AsyncExitStack):
-        for _, leave in list(manager._exit_callbacks):  # type: ignore[attr-defined]
-            yield from _expanded(getattr(leave, "__self__", None), apart, depth - 1)
-    elif type(gen := getattr(manager, "gen", None)) is AsyncGeneratorType and id(gen) not in apart:
-        yield from entered_by(gen, apart, depth - 1)
+        within = [getattr(leave, "__self__", None) for _, leave in list(manager._exit_callbacks)]  # type: ignore[attr-defined]
+        return [each for it in within for each in (it, *_entered_for(it, apart, depth - 1))]
+    gen = getattr(manager, "gen", None)
+    return entered_by(gen, apart, depth - 1) if type(gen) is AsyncGeneratorType and gen not in apart else []
 
 
 def _has_timeout(awaitable: Any) -> bool:
@@ -233,8 +236,10 @@ def _constant(phrase: _Phrase | None) -> Reading | None:
 
 
 def _local(awaitable: Any, kind: type | str) -> Any:
+    if isinstance(kind, str):
+        return next((held for held in held_by(awaitable) if _is_named(type(held), kind)), None)
     for held in held_by(awaitable):
-        if isinstance(held, kind) if isinstance(kind, type) else _is_named(type(held), kind):
+        if isinstance(held, kind):
             return held
     return None
 

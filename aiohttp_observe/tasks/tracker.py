@@ -148,7 +148,9 @@ def _tracking_factory(
                 frame = frame.f_back
                 code = frame.f_code
         creator = current(loop)
-        born = (now(), code, frame.f_lasti, via, creator and ref(creator), current_exchange())
+        context = kwargs.get("context") if kwargs else None
+        exchange = current_exchange() if context is None else context.get(CURRENT)
+        born = (now(), code, frame.f_lasti, via, creator and ref(creator), exchange)
         task: Any = make(loop, coro, **kwargs) if kwargs or chained else new_task(coro, loop=loop)
         try:  # noqa: SIM105 - suppress() costs as much as all of this
             task._observe_birth = born
@@ -262,8 +264,8 @@ def exchange_of(task: asyncio.Future[Any]) -> Exchange | None:
     if own is not None:
         return own
     born = getattr(task, "_observe_birth", None)
-    if born is not None and born[-1] is not None:
-        inherited: Exchange = born[-1]
+    if born is not None:
+        inherited: Exchange | None = born[-1]
         return inherited
     get_context = getattr(task, "get_context", None)  # from Python 3.12
     return None if get_context is None else get_context().get(CURRENT)

@@ -191,12 +191,13 @@ _MEETING_POINTS: list[tuple[str, type, str]] = [
 if sys.version_info >= (3, 11):
     _MEETING_POINTS.append(("barrier", asyncio.Barrier, "wait"))
 
+_TIMED = timed if sys.version_info < (3, 12) else None
 _NEXT_COMPLETED = Rule("wait", "as_completed", awaits=next_completed, timed=next_is_timed)
 
 _rules: dict[tuple[str, str], Rule] = {
     **dict(_builtin_rules()),
     ("asyncio.tasks", "wait"): Rule("wait", "wait", awaits=waited_set, timed=wait_is_timed),
-    ("asyncio.tasks", "wait_for"): Rule("wait_for", "wait_for", final=False, awaits=timed),
+    ("asyncio.tasks", "wait_for"): Rule("wait_for", "wait_for", final=False, awaits=_TIMED),
     ("asyncio.tasks", "as_completed.<locals>._wait_for_one"): _NEXT_COMPLETED,  # up to Python 3.12
     ("asyncio.tasks", "_AsCompletedIterator._wait_for_one"): _NEXT_COMPLETED,
     ("asyncio.taskgroups", "TaskGroup.__aexit__"): Rule("task_group", "TaskGroup", awaits=grouped),

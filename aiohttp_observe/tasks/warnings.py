@@ -6,7 +6,7 @@ docs/warnings.rst says what to do about each.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -41,8 +41,7 @@ class Circumstances:
 
     def note(self, seen: Seen) -> None:
         """Take in one task."""
-        waited = self.waited(seen)
-        if waited is not None:
+        if seen.exchange is not None and (waited := self.waited(seen)) is not None:
             self._waits.setdefault(id(seen.line), []).append(waited)
         if seen.state == "scheduled" and self._turns:
             _note_scheduled(seen.task, self.now)
@@ -113,7 +112,7 @@ def _client_left(seen: Seen, known: Circumstances) -> str | None:
 
 def _hogging(seen: Seen, known: Circumstances) -> str | None:
     blocked = known.blocked
-    if seen.state != "running" or blocked is None or blocked.task != number_of(seen.task):
+    if blocked is None or blocked.task != number_of(seen.task):
         return None
     return f"hasn't yielded for {blocked.seconds:.1f} s: it blocks the loop"
 
@@ -131,7 +130,7 @@ def _slower_than_peers(seen: Seen, known: Circumstances) -> str | None:
 
 
 def _lost_wakeup(seen: Seen, known: Circumstances) -> str | None:
-    scheduled = _scheduled.get(seen.task) if seen.state == "scheduled" else None
+    scheduled = _scheduled.get(seen.task)
     if scheduled is None or scheduled[0]() is not getattr(seen.task, "_fut_waiter", None):
         return None
     ago = known.now - scheduled[1]
@@ -151,24 +150,21 @@ def _held_across(seen: Seen, known: Circumstances) -> str | None:
     )
 
 
-_RULES: tuple[Rule, ...] = (
-    _not_examined,
-    _hogging,
-    _lost_wakeup,
-    _client_left,
-    _orphan,
-    _cancelling,
-    _held_across,
-    _slower_than_peers,
-)
+_OF_A_REQUEST: tuple[Rule, ...] = (_client_left, _orphan, _slower_than_peers)
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "running": (_hogging, _cancelling),
+    "scheduled": (_lost_wakeup, _cancelling),
+    "waiting": (_not_examined, _held_across, _cancelling),
+}
+"""Those that can say something of a task in each state."""
 
 
-def warnings_of(seen: Seen, known: Circumstances) -> Iterator[str]:
+def warnings_of(seen: Seen, known: Circumstances) -> tuple[str, ...]:
     """What the rules say of a task."""
-    for rule in _RULES:
-        text = rule(seen, known)
-        if text is not None:
-            yield text
+    rules = _RULES[seen.state]
+    if seen.exchange is not None:
+        rules = _OF_A_REQUEST + rules
+    return tuple([text for rule in rules if (text := rule(seen, known)) is not None])
 
 
 def is_orphan(seen: Seen) -> bool:
