@@ -196,9 +196,7 @@ if sys.version_info >= (3, 12):
     _current_task = asyncio.current_task
 else:  # the same, without the checks it makes in Python
 
-    def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
-        task: asyncio.Task[Any] | None = asyncio.tasks._current_tasks.get(loop)  # type: ignore[attr-defined]
-        return task
+    _current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
 
 
 def _files_inside() -> frozenset[str]:
