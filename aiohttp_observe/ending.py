@@ -66,12 +66,12 @@ def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
 
     aiohttp counts the response's head too, and leaves out what the kernel sent from a file.
     """
-    sent = _bytes_sent(response)
-    if not sent or exchange.method == "HEAD" or response.status in (204, 304):
+    if exchange.method == "HEAD" or response.status in (204, 304):
         return 0
     declared: int | None = response.content_length
     if declared is not None and not cut_short:
         return declared
+    sent = _bytes_sent(response)
     head = sum(len(name) + len(value) + 4 for name, value in response.headers.items())
     body = max(sent - head - len(f"HTTP/1.1 {response.status} {response.reason}\r\n\r\n"), 0)
     return body if declared is None else min(declared, body)

@@ -43,12 +43,10 @@ class FlightRecorder:
     def __init__(self, in_flight: Callable[[], Iterable[Exchange]]) -> None:
         self._in_flight = in_flight
         self._ended: deque[Exchange] = deque()
+        self.finished = self._ended.append
         self._families: dict[tuple[str, str], _Family] = {}
         self._sorting = threading.Lock()
         self.total = 0
-
-    def finished(self, exchange: Exchange) -> None:
-        self._ended.append(exchange)
 
     def settle(self) -> None:
         """Sort in those that have ended since the last time."""

@@ -266,11 +266,12 @@ def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
     headers, path = request.headers, request.rel_url.raw_path
     claimed = headers.get(REQUEST_ID_HEADER)
     agent = headers.get(hdrs.USER_AGENT)
+    resource = request.match_info.route.resource
     return Exchange(
         scope,
         claimed if claimed is not None and _well_formed_id(claimed) else _new_id(),
         _METHODS.get(request.method, "_OTHER"),
-        _route_of(request),
+        UNMATCHED if resource is None else resource.canonical,
         path if path.isascii() else valid(path),
         request.remote,
         agent if agent is None or agent.isascii() else valid(agent),
@@ -280,14 +281,6 @@ def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
 
 def _new_id() -> str:
     return f"{getrandbits(128):032x}"
-
-
-def _route_of(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    if resource is None:
-        return UNMATCHED
-    canonical: str = resource.canonical
-    return canonical
 
 
 def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchange:

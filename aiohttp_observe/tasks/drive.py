@@ -68,6 +68,9 @@ def drive(
                 told.waited(coro, awaited, callbacks, ended, begun)
             try:
                 awaited = resume(value)
+            except StopIteration as stop:
+                returned: T = stop.value
+                break
             finally:
                 polled.suspended_at = ended = perf_counter()
                 poll = ended - begun
@@ -86,12 +89,11 @@ def drive(
                 resume, value = coro.throw, exc
             else:
                 resume = coro.send
-    except StopIteration as stop:
-        told.left(stop.value, None)
-        return stop.value  # type: ignore[no-any-return]
     except BaseException as exc:
         told.left(None, exc)
         raise
+    told.left(returned, None)
+    return returned
 
 
 async def _awaiting(awaitable: Awaitable[T]) -> T:

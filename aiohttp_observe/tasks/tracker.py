@@ -195,7 +195,6 @@ def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asy
 if sys.version_info >= (3, 12):
     _current_task = asyncio.current_task
 else:  # the same, without the checks it makes in Python
-
     _current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
 
 

@@ -13,11 +13,13 @@ from multidict import istr
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.instrumentation.aiohttp_server import getter
 from opentelemetry.propagate import extract, get_global_textmap
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanContext
+from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.http import (
     OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
     OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST,
@@ -88,6 +90,7 @@ class ServerTracer:
         self._propagated = [istr(field) for field in sorted(get_global_textmap().fields)]
         self.provider = provider
         self._tracer = get_tracer(provider)
+        self._attach = _attacher()
         self._start_server_span = starter(self._tracer, self._attributes)
 
     async def close(self) -> None:
@@ -111,7 +114,7 @@ class ServerTracer:
             span = self._start_server_span(_span_name(exchange), context, exchange, request)
             if span is not None:
                 # Never detached: see the middleware's context variables.
-                context_api.attach(trace.set_span_in_context(span.span, context))
+                self._attach(Context({**context, _SPAN_KEY: span.span}))
         if span is not None:
             exchange.span = span
             exchange.sampled = span.sampled
@@ -238,6 +241,12 @@ def _excludes() -> bool:
     """Whether a standard variable excludes any path at all."""
     names = ("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
     return any(os.environ.get(name) for name in names)
+
+
+def _attacher() -> Callable[[Context], object]:
+    """How to make a context current: the usual way, without the two functions around it if they are known."""
+    runtime = context_api._RUNTIME_CONTEXT
+    return runtime._current_context.set if type(runtime) is ContextVarsRuntimeContext else context_api.attach
 
 
 def _current_context() -> SpanContext | None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
+from random import getrandbits
 from time import time_ns
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, SynchronousMultiSpanProcessor, Tracer
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, StaticSampler, TraceIdRatioBased
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -166,8 +169,7 @@ class _LightStarter:
         self.tracer = tracer
         self.facts = facts
         self.processors = _Processors(tracer)
-        self._new_trace_id = ids.generate_trace_id
-        self._new_span_id = ids.generate_span_id
+        self._new_trace_id, self._new_span_id = _id_makers(ids)
         self._bound = _bound_of(tracer.sampler)
         self._blind = _looks_at_no_attributes(tracer.sampler)
         self._sampled = TraceFlags(TraceFlags.SAMPLED | random)
@@ -181,7 +183,7 @@ class _LightStarter:
         trace_id = self._new_trace_id()
         if trace_id & _TRACE_ID_LIMIT >= self._bound:
             return _DroppedSpan(trace_id, self._new_span_id(), self._dropped)
-        span = ServerSpan(self, name, trace_id, self._new_span_id(), self._sampled, exchange, request)
+        span = ServerSpan.begun(self, name, trace_id, self._new_span_id(), self._sampled, exchange, request)
         self.processors.start(span, context)
         return span
 
@@ -198,12 +200,20 @@ class _LightStarter:
         flags = TraceFlags(random | (TraceFlags.SAMPLED if sampled else 0))
         if answer.decision is Decision.DROP:
             return _DroppedSpan(trace_id, self._new_span_id(), flags, answer.trace_state)
-        span = ServerSpan(self, name, trace_id, self._new_span_id(), flags, exchange, request)
+        span = ServerSpan.begun(self, name, trace_id, self._new_span_id(), flags, exchange, request)
         span._parent, span._state = parent, answer.trace_state
         if facts is not None:
             span._made_attributes = dict(answer.attributes)
         self.processors.start(span, context)
         return span
+
+
+def _id_makers(ids: IdGenerator) -> tuple[Callable[[], int], Callable[[], int]]:
+    """How to make trace and span ids: as ``ids`` does, without its methods around it if they are known."""
+    if type(ids) is not RandomIdGenerator:
+        return ids.generate_trace_id, ids.generate_span_id
+    # Zero, which isn't an id, comes up once in 2**64.
+    return partial(getrandbits, 128), partial(getrandbits, 64)
 
 
 def _is(sampler: Sampler, kind: type[Sampler]) -> bool:
@@ -238,7 +248,7 @@ class _Processors:
         self._all: Any = tracer.span_processor
         self._known: Any = None
         self._told: tuple[Any, ...] = (self._all,)
-        self._ended: tuple[Any, ...] = (self._all,)
+        self._end: tuple[Callable[[ServerSpan], None], ...] = (self._all.on_end,)
 
     def start(self, span: ServerSpan, context: Context) -> None:
         if getattr(self._all, "_span_processors", None) is not self._known:
@@ -249,18 +259,36 @@ class _Processors:
     def end(self, span: ServerSpan) -> None:
         for processor in self._told:
             processor._on_ending(span)
-        for processor in self._ended:
-            processor.on_end(span)
+        for end in self._end:
+            end(span)
 
     def _sort(self) -> None:
         """Processors may be added to a provider at any time, and are never taken away."""
         self._known = self._all._span_processors
         if type(self._all) is SynchronousMultiSpanProcessor:
-            self._ended = tuple(each for each in self._known if type(each) is not Linker)
-            self._told = tuple(each for each in self._ended if type(each) not in _HEAR_ONLY_OF_ENDS)
+            hearing = [each for each in self._known if type(each) is not Linker]
+            self._told = tuple(each for each in hearing if type(each) not in _HEAR_ONLY_OF_ENDS)
+            self._end = tuple(map(_end_of, hearing))
 
 
 _HEAR_ONLY_OF_ENDS = (BatchSpanProcessor, SimpleSpanProcessor)
+
+
+def _end_of(processor: Any) -> Callable[[ServerSpan], None]:
+    """What a processor does with a span that has ended.
+
+    The batch processor asks it for its context first, which it may never need, to see
+    whether it is sampled.
+    """
+    emit = getattr(getattr(processor, "_batch_processor", None), "emit", None)
+    if type(processor) is not BatchSpanProcessor or emit is None:
+        return processor.on_end  # type: ignore[no-any-return]
+
+    def end(span: ServerSpan) -> None:
+        if span.sampled:
+            emit(span)
+
+    return end
 
 
 class _DroppedSpan(NonRecordingSpan):
@@ -298,6 +326,14 @@ class ServerSpan(SdkSpan):
     first use, and the bounded containers with it.
     """
 
+    trace_id: int
+    span_id: int
+    sampled: bool
+    _home: _LightStarter
+    _flags: TraceFlags
+    _of: tuple[Exchange, web.BaseRequest] | None
+    _start_time: int
+
     # What server spans have in common until they are touched.
     _kind = SpanKind.SERVER
     _status = _UNSET
@@ -313,8 +349,9 @@ class ServerSpan(SdkSpan):
     _made_attributes: Any = None
     _made_lock: threading.Lock | None = None
 
-    def __init__(
-        self,
+    @classmethod
+    def begun(
+        cls,
         home: _LightStarter,
         name: str,
         trace_id: int,
@@ -322,15 +359,18 @@ class ServerSpan(SdkSpan):
         flags: TraceFlags,
         exchange: Exchange,
         request: web.BaseRequest,
-    ) -> None:
-        self._home = home
-        self._name = name
-        self.trace_id = trace_id
-        self.span_id = span_id
-        self._flags = flags
-        self.sampled = bool(flags & TraceFlags.SAMPLED)
-        self._of: tuple[Exchange, web.BaseRequest] | None = (exchange, request)
-        self._start_time: int = time_ns()
+    ) -> ServerSpan:
+        """One that starts now."""
+        span: ServerSpan = object.__new__(cls)  # the SDK's own only sees to it that spans aren't made by hand
+        span._home = home
+        span._name = name
+        span.trace_id = trace_id
+        span.span_id = span_id
+        span._flags = flags
+        span.sampled = bool(flags & TraceFlags.SAMPLED)
+        span._of = exchange, request
+        span._start_time = time_ns()
+        return span
 
     @property
     def span(self) -> Span:
