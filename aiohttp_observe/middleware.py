@@ -204,7 +204,9 @@ class Recorder:
             return
         now = perf_counter()
         exchange.duration = now - exchange.started
-        flight.sent(now)
+        left_at = exchange.suspended_at
+        if left_at is not None and now - left_at > SHORT:
+            flight.sent(now - left_at)
         if exchange.client_left_at is not None:
             exchange.abandoned = now - exchange.client_left_at
         gone = flight.gone and not (self._stopping and failure == "CancelledError")
@@ -328,11 +330,9 @@ class Flight:
             until = stalled_since
         self._add_wait(suspended_for(coro, future, callbacks), until - since)
 
-    def sent(self, now: float) -> None:
+    def sent(self, seconds: float) -> None:
         """What is left after the handler has returned is waiting for the client to take the response."""
-        left_at = self.exchange.suspended_at
-        if left_at is not None and now - left_at > SHORT:
-            self._add_wait("response", now - left_at)
+        self._add_wait("response", seconds)
 
     def _add_wait(self, kind: str, seconds: float) -> None:
         before = self.exchange.waiting

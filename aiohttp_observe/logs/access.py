@@ -114,24 +114,18 @@ class AccessLogger(AbstractAccessLogger):
     response has been sent.  Elsewhere it writes the same line from what aiohttp tells.
     """
 
-    answered: Answered | None = None
-
     @property
     def enabled(self) -> bool:
-        return self.answered is not None or logger.isEnabledFor(logging.INFO)
+        return logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        if self.answered is not None:
-            self.answered(request, response, time)
-        elif current_exchange() is None:
-            self._write(request, response, time)
-
-    def _write(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
+        if current_exchange() is not None:
+            return
         facts = {
             "http.request.method": request.method,
             "url.path": request.rel_url.raw_path,
             "http.response.status_code": response.status,
-            "duration_ms": _milliseconds(seconds),
+            "duration_ms": _milliseconds(time),
             "client.address": request.remote,
             "user_agent.original": request.headers.get("User-Agent"),
         }
@@ -140,4 +134,4 @@ class AccessLogger(AbstractAccessLogger):
 
 def bound_to(answered: Answered) -> type[AccessLogger]:
     """An `AccessLogger` that reports to one application."""
-    return type("AccessLogger", (AccessLogger,), {"answered": staticmethod(answered)})
+    return type("AccessLogger", (AccessLogger,), {"enabled": True, "log": staticmethod(answered)})
