@@ -10,6 +10,7 @@ __all__ = [
     "check_choice",
     "check_flag",
     "check_instance",
+    "check_names",
     "check_path",
     "check_positive",
     "check_positive_int",
@@ -37,6 +38,12 @@ def check_instance(option: str, value: Any, kinds: type | tuple[type, ...]) -> N
 def check_flag(option: str, value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is ``True`` or ``False``."""
     check_instance(option, value, bool)
+
+
+def check_names(option: str, value: Any, example: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tuple of strings that aren't empty."""
+    if not isinstance(value, tuple) or not all(isinstance(name, str) and name for name in value):
+        raise TypeError(f"{option} takes a tuple of names such as {example}, got {value!r}")
 
 
 def check_positive(option: str, value: Any, unit: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from ..exchange import Meter
-from ..options import check_flag, check_instance
+from ..options import check_flag, check_instance, check_names
 from .instrumentor import instrumentors_place, is_instrumented, without_instrumentor
 from .operation import operation
 from .provider import check_exporters, global_provider
@@ -42,6 +42,9 @@ class Tracing:
     ``set_global``    whether a provider built here becomes the global one, for the service's
                       other instrumentations to join in, default ``False``.  OpenTelemetry lets
                       the global provider be set once in a process and never taken back.
+    ``baggage``       keys of the ``baggage`` header whose values go on a request's log lines, and
+                      on every span made for it, under the key's own name: a tuple such as
+                      ``("tenant.id",)``, default none.  A client can send any value it likes.
 
     Honoured variables: ``OTEL_SDK_DISABLED``, ``OTEL_TRACES_EXPORTER`` (``otlp``, ``console``,
     ``none``), ``OTEL_EXPORTER_OTLP_*`` (protocol ``http/protobuf``), ``OTEL_TRACES_SAMPLER*``,
@@ -53,6 +56,7 @@ class Tracing:
     provider: trace.TracerProvider | None = None
     service_name: str | None = None
     set_global: bool = False
+    baggage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_instance("Tracing(provider=...)", self.provider, (trace.TracerProvider, type(None)))
@@ -60,9 +64,12 @@ class Tracing:
         if self.service_name is not None and self.provider is not None:
             raise ValueError("Tracing(service_name=...) goes without a provider: yours has the name already")
         check_flag("Tracing(set_global=...)", self.set_global)
+        check_names("Tracing(baggage=...)", self.baggage, "('tenant.id',)")
 
     def install(self, meter: Meter) -> ServerTracer:
         """Check now what the environment asks of us; the provider is chosen when the tracer is opened."""
         if self.provider is None and global_provider() is None:  # theirs may export by other means
             check_exporters()
-        return ServerTracer(self.provider, meter, self.service_name, set_global=self.set_global)
+        return ServerTracer(
+            self.provider, meter, self.service_name, set_global=self.set_global, carries=self.baggage
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,13 +23,16 @@ from opentelemetry.trace import ProxyTracerProvider, SpanContext
 
 from ..exchange import Meter
 
-__all__ = ["LINK", "Linker", "OwnProvider", "check_exporters", "get_tracer", "global_provider"]
+__all__ = ["CARRIED", "LINK", "Linker", "OwnProvider", "check_exporters", "get_tracer", "global_provider"]
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.27.0"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 LINK: ContextVar[SpanContext | None] = ContextVar("aiohttp_observe_link", default=None)
 """Where a detached task came from: what the first span of each trace it starts links to."""
+
+CARRIED: ContextVar[Mapping[str, str] | None] = ContextVar("aiohttp_observe_carried", default=None)
+"""The baggage that every span made in this context shows."""
 
 
 def check_exporters() -> list[str]:
@@ -124,9 +128,15 @@ class _Counted(SpanExporter):
 
 
 class Linker(SpanProcessor):
-    """Links the first span of each trace started in a detached task to where the task came from."""
+    """Puts on a span what belongs there from where it starts: chosen baggage, and a link.
+
+    The first span of each trace started in a detached task links to where the task came from.
+    """
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        carried = CARRIED.get()
+        if carried is not None:
+            span.set_attributes(carried)
         origin = LINK.get()
         if origin is not None and span.parent is None:
             span.add_link(origin)

@@ -10,8 +10,8 @@ from typing import Any
 
 from aiohttp import hdrs, web
 from multidict import istr
+from opentelemetry import baggage, trace
 from opentelemetry import context as context_api
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.instrumentation.aiohttp_server import getter
@@ -32,11 +32,11 @@ from opentelemetry.util.http import (
     redact_query_parameters,
 )
 
-from ..exchange import UNMATCHED, Exchange, Meter, valid
+from ..exchange import FIELDS, UNMATCHED, Exchange, Meter, valid
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
 from .instrumentor import is_within_instrumentor
-from .provider import LINK, OwnProvider, get_tracer, global_provider
+from .provider import CARRIED, LINK, OwnProvider, get_tracer, global_provider
 from .span import NOTHING, Borrowed, RequestSpan, fail, starter
 
 __all__ = ["ServerTracer"]
@@ -57,7 +57,9 @@ class ServerTracer:
         service_name: str | None,
         *,
         set_global: bool,
+        carries: tuple[str, ...],
     ) -> None:
+        self._carries = carries
         self._given = provider
         self._service_name = service_name
         self._set_global = set_global
@@ -118,6 +120,8 @@ class ServerTracer:
         if span is not None:
             exchange.span = span
             exchange.sampled = span.sampled
+        if self._carries:
+            self._carry(span)
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
@@ -128,6 +132,16 @@ class ServerTracer:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
         if span is not None:
             span.finish(exchange)
+
+    def _carry(self, span: RequestSpan | None) -> None:
+        """Show the chosen baggage on the log lines and spans of this request."""
+        found = {key: baggage.get_baggage(key) for key in self._carries}
+        carried = {key: str(value) for key, value in found.items() if value is not None}
+        if carried:
+            CARRIED.set(carried)
+            FIELDS.set({**(FIELDS.get() or {}), **carried})
+            if span is not None:
+                span.span.set_attributes(carried)
 
     def _capture_response_headers(self, exchange: Exchange, response: web.StreamResponse) -> None:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
