@@ -63,7 +63,7 @@ class Cancelling:
 
 
 async def _confirmed(request: web.Request) -> int | None:
-    if (request.content_length or 0) > _MOST_BYTES:
+    if request.content_length is None or request.content_length > _MOST_BYTES:
         return None
     try:
         number = json.loads(await request.text())["confirm"]
