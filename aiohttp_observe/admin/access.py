@@ -15,7 +15,15 @@ from aiohttp import HttpVersion11, web
 __all__ = ["Gate", "is_same_site"]
 
 _SESSION_SECONDS = 12 * 3600
-_FORWARDING = {"cdn-loop", "front-end-https", "via", "x-host", "x-http-host-override", "x-scheme", "x-varnish"}
+_FORWARDING = {
+    "cdn-loop",
+    "front-end-https",
+    "via",
+    "x-host",
+    "x-http-host-override",
+    "x-scheme",
+    "x-varnish",
+}
 _FORWARDING_PREFIXES = ("cf-", "x-origin", "x-envoy-", "x-azure-", "x-appengine-", "x-amz", "x-arr-")
 _FORWARDING_WORDS = ("-via", "client-ip", "forward", "proxy", "real-ip", "remote-addr", "remote-ip")
 _OCTET = r"\.(?:25[0-5]|2[0-4]\d|1?\d?\d)"
