@@ -195,7 +195,8 @@ class _HeldSpan:
         pass
 
     def record_exception(self, exception: BaseException) -> None:
-        self._span.add_event("exception", exception_event(exception))
+        if self._span.is_recording():
+            self._span.add_event("exception", exception_event(exception))
 
     def really_end(self) -> None:
         self._span.end()

@@ -67,7 +67,7 @@ async def _confirmed(request: web.Request) -> int | None:
         return None
     try:
         number = json.loads(await request.text())["confirm"]
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, RecursionError, TypeError, ValueError):
         return None
     return number if type(number) is int and number > 0 else None
 

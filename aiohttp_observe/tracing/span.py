@@ -150,7 +150,7 @@ class _Owned(Borrowed):
     """A span of ours that isn't light."""
 
     def record_exception(self, exception: Exception) -> None:
-        self.span.add_event("exception", exception_event(exception))
+        _record(self.span, exception)
 
     def finish(self, exchange: Exchange) -> None:
         if self.span.is_recording():
@@ -426,8 +426,14 @@ def fail(span: Span, exc: BaseException) -> None:
     """Mark a span as failed, and record why."""
     name = type(exc).__qualname__
     span.set_attribute("error.type", name)
-    span.add_event("exception", exception_event(exc))
+    _record(span, exc)
     span.set_status(Status(StatusCode.ERROR, name))
+
+
+def _record(span: Span, exc: BaseException) -> None:
+    """The event of the SDK's ``record_exception``, without what is secret in URLs."""
+    if span.is_recording():
+        span.add_event("exception", exception_event(exc))
 
 
 def _set_outcome(span: Span, exchange: Exchange) -> None:
