@@ -83,7 +83,8 @@ class Planted:
             await self.wait(body["password"], request.headers["Authorization"])
         spawn(self.lose(body["password"]), name="loser")
         with operation("settle"):
-            url = request.url.with_path("/upstream").with_user("user").with_password("hunter2-url")
+            url = request.url.with_path("/upstream").with_query(request.query)
+            url = url.with_user("user").with_password("hunter2-url")
             await self.call(url)
         return web.Response()
 
