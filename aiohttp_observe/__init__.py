@@ -33,6 +33,7 @@ Behind them:
 ``documents``          all of that as the JSON of the task console
 ``cli``                the console in a terminal
 ``options``            checks of options
+``redaction``          what must not be shown
 =====================  ==============================================================
 
 Importing it has no effect.
