@@ -40,6 +40,7 @@ class Receiver:
     """Keeps the spans it is sent.
 
     ``status``    what it answers; anything but 200 also throws the spans away, default 200
+    ``answers``   whether it does at all, or hangs; an event, by default set
     ``requests``  how often it was called
     ``headers``   those of the latest call
     """
@@ -49,6 +50,8 @@ class Receiver:
         self.requests = 0
         self.spans: list[ReceivedSpan] = []
         self.headers: dict[str, str] = {}
+        self.answers = asyncio.Event()
+        self.answers.set()
         self._port = 0
 
     @property
@@ -68,6 +71,7 @@ class Receiver:
 
     async def _receive(self, request: web.Request) -> web.Response:
         self.requests += 1
+        await self.answers.wait()
         self.headers = dict(request.headers)
         assert request.content_type == _PROTOBUF
         sent = ExportTraceServiceRequest.FromString(await request.read())

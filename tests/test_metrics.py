@@ -731,3 +731,14 @@ def test_statuses_of_others_take_no_room_from_the_exception_types(registry: Coll
     errors = label_values(registry, "http_client_request_duration_seconds_count", "error_type")
     assert "ClientConnectorError" in errors
     assert meter.bounded_error("ZeroDivisionError") == "ZeroDivisionError"
+
+
+def test_a_set_up_that_a_registry_refuses_leaves_nothing_in_it() -> None:
+    registry = CollectorRegistry()
+    theirs = Counter("aiohttp_observe_dropped", "Of the service's own", registry=registry)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        setup_observability(web.Application(), metrics=Metrics(registry=registry))
+    assert {metric.name for metric in registry.collect()} == {"aiohttp_observe_dropped"}
+    registry.unregister(theirs)
+    setup_observability(web.Application(), metrics=Metrics(registry=registry))
+    assert "http_server_request_duration_seconds" in {metric.name for metric in registry.collect()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from aiohttp_observe import (
     setup_observability,
 )
 from tests.otlp import ReceivedSpan, Receiver, receiving, receiving_in_thread
-from tests.service import Service, Witness, run_python, serving
+from tests.service import Service, Witness, run_python, serving, until
 from tests.spans import Spans, ok
 
 SCRIPT = """
@@ -211,6 +213,36 @@ async def test_a_collector_that_is_down_holds_up_no_clean_up(
     for thread in exporters:
         thread.join(20)
         assert not thread.is_alive()
+
+
+async def test_what_finds_the_queue_full_is_counted(
+    collector: Receiver, monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
+) -> None:
+    """Sent is received or counted as dropped, whatever a collector that doesn't answer does to the queue."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    collector.answers.clear()
+    async with exporting(registry) as (service, _):
+        await asyncio.gather(*(service.get("/") for _ in range(4)))
+        await until(lambda: collector.requests, "the first batch")  # now the exporter hangs
+        await asyncio.gather(*(service.get("/") for _ in range(20)))
+        dropped = registry.get_sample_value("aiohttp_observe_dropped_total", {"what": "spans"})
+        collector.answers.set()
+    assert dropped == 16
+    assert len(collector.spans) == 8
+
+
+@pytest.mark.parametrize("mode", ["", "set_global"])
+def test_a_collector_that_hangs_does_not_keep_the_process(mode: str) -> None:
+    with receiving_in_thread() as receiver:
+        receiver.answers.clear()
+        begun = perf_counter()
+        done = run_python(SCRIPT, *filter(None, [mode]), OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+        seconds = perf_counter() - begun
+        receiver.answers.set()
+    assert done.returncode == 0
+    assert seconds < 25  # the SDK alone: 30 and more
 
 
 def test_a_process_of_its_own_exports_before_it_ends() -> None:
@@ -437,6 +469,18 @@ def test_the_global_provider_too_may_export_as_it_likes() -> None:
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318"},
             "OTEL_EXPORTER_OTLP_ENDPOINT takes a URL such as 'http://localhost:4318', got 'localhost:4318'",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_MAX_QUEUE_SIZE": "0"},
+            "OTEL_BSP_MAX_QUEUE_SIZE takes a whole number above 0, got '0'",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "5s"},
+            "OTEL_BSP_SCHEDULE_DELAY takes a whole number above 0, got '5s'",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_MAX_QUEUE_SIZE": "100"},
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE takes at most OTEL_BSP_MAX_QUEUE_SIZE, which is 100, got 512",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
+import selectors
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -162,7 +162,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
         try:
             left = left[os.write(descriptor, left) :]
         except BlockingIOError:  # somebody has made the descriptor non-blocking
-            select.select([], [descriptor], [], 1.0)
+            _wait_until_writable(descriptor)
+
+
+def _wait_until_writable(descriptor: int) -> None:
+    with selectors.DefaultSelector() as selector:
+        try:
+            selector.register(descriptor, selectors.EVENT_WRITE)
+        except OSError:  # a file, which is always ready
+            return
+        selector.select(1.0)
 
 
 class WriterHandler(logging.Handler):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter as Counted
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.registry import Collector
 
 from ..exchange import OTHER, Exchange, SpanIds
 from .scraped import AtScrape
@@ -270,5 +272,32 @@ def instruments_of(registry: CollectorRegistry, limits: Metrics) -> Instruments:
     with _instruments_lock:
         instruments = _instruments.get(registry)
         if instruments is None:
-            instruments = _instruments[registry] = Instruments(registry, limits)
+            with _all_or_none(registry) as registering:
+                instruments = Instruments(registering, limits)
+            _instruments[registry] = instruments
         return instruments
+
+
+class _Registering(CollectorRegistry):
+    """Registers with another registry, and remembers what."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+        self.registered: list[Collector] = []
+
+    def register(self, collector: Collector) -> None:
+        self._registry.register(collector)
+        self.registered.append(collector)
+
+
+@contextmanager
+def _all_or_none(registry: CollectorRegistry) -> Iterator[CollectorRegistry]:
+    """If one metric is refused, as one of that name is there already, none stays."""
+    registering = _Registering(registry)
+    try:
+        yield registering
+    except BaseException:
+        for collector in registering.registered:
+            registry.unregister(collector)
+        raise

@@ -23,9 +23,25 @@ from opentelemetry.trace import ProxyTracerProvider, SpanContext
 
 from ..exchange import Meter
 
-__all__ = ["CARRIED", "LINK", "Linker", "OwnProvider", "check_exporters", "get_tracer", "global_provider"]
+__all__ = [
+    "CARRIED",
+    "LINK",
+    "Batches",
+    "Linker",
+    "OwnProvider",
+    "check_exporters",
+    "get_tracer",
+    "global_provider",
+]
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.27.0"
+_BATCHES = {
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": 512,
+    "OTEL_BSP_SCHEDULE_DELAY": 5000,
+    "OTEL_BSP_MAX_QUEUE_SIZE": 2048,
+}
+"""Variables and their defaults."""
+_SHUTDOWN_MILLISECONDS = 5000
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 LINK: ContextVar[SpanContext | None] = ContextVar("aiohttp_observe_link", default=None)
@@ -49,7 +65,24 @@ def check_exporters() -> list[str]:
             raise ValueError(f"OTEL_TRACES_EXPORTER takes otlp, console or none, got {name!r}")
     if "otlp" in exporters:
         _check_otlp()
+    if exporters != ["none"]:
+        _check_batches()
     return exporters
+
+
+def _check_batches() -> None:
+    """The SDK would log what is no number, and fail at start-up for one that can't be."""
+    size, _, queue = (_positive(name, default) for name, default in _BATCHES.items())
+    if size > queue:
+        batch_size, _, queue_size = _BATCHES
+        raise ValueError(f"{batch_size} takes at most {queue_size}, which is {queue}, got {size}")
+
+
+def _positive(name: str, default: int) -> int:
+    value = os.environ.get(name, "").strip() or str(default)
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise ValueError(f"{name} takes a whole number above 0, got {value!r}")
+    return int(value)
 
 
 def _check_otlp() -> None:
@@ -84,12 +117,36 @@ class OwnProvider(TracerProvider):
         super().__init__(resource=Resource.create(named))
         self._exporters = [_Counted(_exporter(name), meter) for name in check_exporters() if name != "none"]
         for exporter in self._exporters:
-            self.add_span_processor(BatchSpanProcessor(exporter))
+            self.add_span_processor(Batches(exporter, meter))
 
     def give_up(self) -> None:
         """Stop a `shutdown` that retries: what hasn't been exported by now is lost, and counted."""
         for exporter in self._exporters:
             exporter.shutdown()
+
+
+class Batches(BatchSpanProcessor):
+    """The SDK's, but spans for which its queue has no room are counted, and its end is bounded."""
+
+    def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
+        super().__init__(exporter)
+        self._meter = meter
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context and span.context.trace_flags.sampled:
+            self.take(span)
+
+    def take(self, span: ReadableSpan) -> None:
+        """Queue a sampled span for export."""
+        batches = self._batch_processor
+        if len(batches._queue) < batches._max_queue_size:
+            batches.emit(span)
+        else:
+            self._meter.dropped("spans")
+
+    def shutdown(self) -> None:
+        """Export what is queued; the interpreter, too, waits for this at its end."""
+        self._batch_processor.shutdown(_SHUTDOWN_MILLISECONDS)
 
 
 def _exporter(name: str) -> SpanExporter:

@@ -39,7 +39,7 @@ from opentelemetry.trace import (
 
 from ..exchange import Exchange
 from ..redaction import exception_event
-from .provider import Linker
+from .provider import Batches, Linker
 
 __all__ = ["NOTHING", "Borrowed", "RequestSpan", "Starter", "fail", "starter"]
 
@@ -272,7 +272,7 @@ class _Processors:
             self._end = tuple(map(_end_of, hearing))
 
 
-_HEAR_ONLY_OF_ENDS = (BatchSpanProcessor, SimpleSpanProcessor)
+_HEAR_ONLY_OF_ENDS = (Batches, BatchSpanProcessor, SimpleSpanProcessor)
 
 
 def _end_of(processor: Any) -> Callable[[ServerSpan], None]:
@@ -281,13 +281,16 @@ def _end_of(processor: Any) -> Callable[[ServerSpan], None]:
     The batch processor asks it for its context first, which it may never need, to see
     whether it is sampled.
     """
-    emit = getattr(getattr(processor, "_batch_processor", None), "emit", None)
-    if type(processor) is not BatchSpanProcessor or emit is None:
+    if type(processor) is Batches:
+        take: Any = processor.take
+    elif type(processor) is BatchSpanProcessor and hasattr(processor, "_batch_processor"):
+        take = processor._batch_processor.emit
+    else:
         return processor.on_end  # type: ignore[no-any-return]
 
     def end(span: ServerSpan) -> None:
         if span.sampled:
-            emit(span)
+            take(span)
 
     return end
 
