@@ -34,6 +34,7 @@ Behind them:
 ``cli``                the console in a terminal
 ``flood``              when a line comes too often
 ``options``            checks of options
+``redaction``          what must not be shown
 =====================  ==============================================================
 
 Importing it has no effect.

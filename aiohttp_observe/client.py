@@ -32,6 +32,7 @@ from opentelemetry.util.http import (
 
 from .exchange import Meter, NullMeter, Scope, SpanIds, Step, current_exchange, current_scope
 from .options import check_flag
+from .redaction import exception_event, in_text
 
 __all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
 
@@ -163,6 +164,7 @@ def _official_config(provider: Any) -> aiohttp.TraceConfig:
     try:
         return create_trace_config(
             tracer_provider=provider,
+            url_filter=_shown_url,
             sem_conv_opt_in_mode=_StabilityMode.HTTP,
             captured_request_headers=get_custom_headers(
                 OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST
@@ -176,6 +178,10 @@ def _official_config(provider: Any) -> aiohttp.TraceConfig:
         warnings.filters[:] = filters  # type: ignore[index]
 
 
+def _shown_url(url: Any) -> str:
+    return in_text(str(url))
+
+
 class _HeldSpan:
     """A span whose ``end`` waits for us: the official configuration ends it at the headers."""
 
@@ -187,6 +193,10 @@ class _HeldSpan:
 
     def end(self) -> None:
         pass
+
+    def record_exception(self, exception: BaseException) -> None:
+        if self._span.is_recording():
+            self._span.add_event("exception", exception_event(exception))
 
     def really_end(self) -> None:
         self._span.end()

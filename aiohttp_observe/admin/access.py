@@ -15,10 +15,20 @@ from aiohttp import HttpVersion11, web
 __all__ = ["Gate", "is_same_site"]
 
 _SESSION_SECONDS = 12 * 3600
-_FORWARDING = {"cdn-loop", "client-ip", "forwarded", "true-client-ip", "via", "x-real-ip"}
-_FORWARDING_PREFIXES = ("cf-", "x-forwarded", "x-original", "x-envoy-", "x-azure-", "x-appengine-", "x-amz")
+_FORWARDING = {
+    "cdn-loop",
+    "front-end-https",
+    "via",
+    "x-host",
+    "x-http-host-override",
+    "x-scheme",
+    "x-varnish",
+}
+_FORWARDING_PREFIXES = ("cf-", "x-origin", "x-envoy-", "x-azure-", "x-appengine-", "x-amz", "x-arr-")
+_FORWARDING_WORDS = ("-via", "client-ip", "forward", "proxy", "real-ip", "remote-addr", "remote-ip")
+_OCTET = r"\.(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _loopback_host = re.compile(
-    r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII
+    rf"(?:localhost|127(?:{_OCTET}){{3}}|\[::1\])(?::\d{{1,5}})?", re.IGNORECASE | re.ASCII
 ).fullmatch
 
 
@@ -26,12 +36,15 @@ class Gate:
     """The rule for everything private.
 
     With a token: ``Authorization: Bearer <token>``, compared in constant time, or the session
-    cookie that the login page gives; the cookie is a signed expiry time, not the token.
+    cookie that the login page gives; the cookie is a signed expiry time, not the token, and
+    good for our own page only.
 
     Without one: a peer on the loopback interface, whose ``Host`` is a loopback name (so that
     no other site's name can be bound to us) and whose request carries no forwarding header
-    (so that a reverse proxy on the same machine doesn't open the door to everybody).  A proxy
-    that hides itself completely can't be told from a local client: behind one, set a token.
+    (so that a reverse proxy on the same machine doesn't open the door to everybody), and
+    which isn't made by another site's page in this machine's browser, that a generous CORS
+    set-up of the service would let read the answer.  A proxy that hides itself completely
+    can't be told from a local client: behind one, set a token.
     """
 
     def __init__(self, token: str | None) -> None:
@@ -55,7 +68,7 @@ class Gate:
         """The refusal, or ``None`` for those who may look.  A refusal tells nothing of the service."""
         if self._token is None:
             return None if self._is_local(request) else _refusal_without_token()
-        if self._has_token(request) or self._has_session(request):
+        if self._has_token(request) or (self._has_session(request) and not _is_foreign(request)):
             return None
         return web.Response(
             status=401,
@@ -70,7 +83,9 @@ class Gate:
             and request.version >= HttpVersion11  # what nginx speaks to a service unless told otherwise
             and len(hosts) == 1
             and _loopback_host(hosts[0]) is not None
-            and not any(_forwards(name.lower()) for name in request.headers)
+            and request.raw_path.startswith("/")  # else it was meant for a proxy, and may name another host
+            and not any(_forwards(name.lower().replace("_", "-")) for name in request.headers)
+            and not _is_foreign(request)
         )
 
     def accepts(self, token: str) -> bool:
@@ -125,7 +140,11 @@ def _refusal_without_token() -> web.Response:
 
 
 def _forwards(header: str) -> bool:
-    return header in _FORWARDING or header.startswith(_FORWARDING_PREFIXES) or header.endswith("client-ip")
+    return (
+        header in _FORWARDING
+        or header.startswith(_FORWARDING_PREFIXES)
+        or any(word in header for word in _FORWARDING_WORDS)
+    )
 
 
 def is_same_site(request: web.Request) -> bool:
@@ -134,6 +153,12 @@ def is_same_site(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
     host = request.headers.get("Host", "")
     return fetched in ("same-origin", "none") and (origin is None or origin.partition("://")[2] == host)
+
+
+def _is_foreign(request: web.Request) -> bool:
+    """Whether a page of another site asks; not so a link to us, whose answer that page can't read."""
+    follows_link = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.method in ("GET", "HEAD")
+    return not follows_link and not is_same_site(request)
 
 
 def _is_unix_peer(request: web.Request) -> bool:

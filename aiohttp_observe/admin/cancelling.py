@@ -63,11 +63,11 @@ class Cancelling:
 
 
 async def _confirmed(request: web.Request) -> int | None:
-    if (request.content_length or 0) > _MOST_BYTES:
+    if request.content_length is None or request.content_length > _MOST_BYTES:
         return None
     try:
         number = json.loads(await request.text())["confirm"]
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, RecursionError, TypeError, ValueError):
         return None
     return number if type(number) is int and number > 0 else None
 

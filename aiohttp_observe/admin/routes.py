@@ -219,7 +219,9 @@ def _wants_html(request: web.Request) -> bool:
 
 async def _posted_token(request: web.Request) -> str | None:
     """What a login form holds; ``None`` for anything that isn't one."""
-    if request.content_type != "application/x-www-form-urlencoded" or (request.content_length or 0) > 4096:
+    # Strangers may send it: a body of untold length isn't read at all.
+    length = request.content_length
+    if request.content_type != "application/x-www-form-urlencoded" or length is None or length > 4096:
         return None
     try:
         token = (await request.post()).get("token")

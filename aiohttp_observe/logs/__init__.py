@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO
@@ -19,7 +19,8 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from ..exchange import Meter
-from ..options import check_choice, check_flag, check_positive_int, environment
+from ..options import check_choice, check_flag, check_instance, check_positive_int, environment
+from ..redaction import SECRETS, secret_names
 from .access import AccessLines, AccessLogger, Answered, bound_to
 from .context import RecordFactory, bind, bound, log_context
 from .lines import JsonFormatter, to_json, to_text
@@ -43,6 +44,10 @@ class Logs:
     ``replace``     whether to take over from handlers the service has put on the root logger;
                     by default those stay as they are and their records gain the ids
     ``queue_size``  lines that may wait to be written before some are dropped, default 10,000
+    ``redact``      names of fields whose values are written as ``REDACTED``, bound, ``extra`` or
+                    nested in one: whatever their case, ``-`` and ``_`` being the same, alone or
+                    as the last words of a longer name: ``token`` is ``access_token``, too.
+                    Default: see the manual.  ``(*Logs().redact, "iban")`` adds one.
 
     Logging belongs to the process: of several applications the first one's options hold until
     the last has been cleaned up.
@@ -54,6 +59,7 @@ class Logs:
     access: bool = True
     replace: bool = False
     queue_size: int = 10_000
+    redact: Collection[str] = SECRETS
 
     def __post_init__(self) -> None:
         if self.stream is not None and not hasattr(self.stream, "write"):
@@ -65,6 +71,9 @@ class Logs:
         check_flag("Logs(access=...)", self.access)
         check_flag("Logs(replace=...)", self.replace)
         check_positive_int("Logs(queue_size=...)", self.queue_size, "lines")
+        check_instance("Logs(redact=...)", self.redact, (tuple, list, set, frozenset))
+        for name in self.redact:
+            check_instance("Logs(redact=...)", name, str)
 
     def install(self, app: web.Application, meter: Meter, answered: Answered) -> ServerLogs:
         """Prepare ``app``: the running thing takes hold of logging when opened, not before."""
@@ -118,7 +127,8 @@ class ServerLogs:
         stream = self._options.stream or sys.stdout
         render = _renderer(self._format, stream)
         dropped = partial(self._meter.dropped, "log_lines")
-        handler = WriterHandler(Writer(stream, self._options.queue_size, dropped), render)
+        writer = Writer(stream, self._options.queue_size, dropped)
+        handler = WriterHandler(writer, render, secret_names(self._options.redact))
         return _Installed(handler, self._level)
 
 

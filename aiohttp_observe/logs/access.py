@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from ..exchange import FIELDS, Exchange, current_exchange, taken
+from .context import IDS
 from .lines import named_apart
 from .writer import WriterHandler
 
@@ -92,7 +93,8 @@ class AccessLines:
         if handler is not None:
             fields = FIELDS.get()
             # As they are now: the service may change what it has bound.
-            self._waiting.append((handler, time(), fields and named_apart(fields), exchange))
+            named = fields and named_apart(fields, handler.is_secret, IDS)
+            self._waiting.append((handler, time(), named, exchange))
         else:
             logger.info("%s", _message(exchange), extra=_extra(exchange))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import islice
@@ -14,22 +14,24 @@ from typing import Any
 
 import orjson
 
+from ..redaction import MARK, SECRETS, SecretNames, in_text, secret_names
 from .context import IDS, context_of, ids_of, own_message
 
-__all__ = ["JsonFormatter", "line_of", "plain", "to_json", "to_text"]
+__all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "to_json", "to_text"]
 
 _LONGEST_TEXT = 16_384
 _LONGEST_KEY = 256
 _LONGEST_STACK = 65_536
 _DEEPEST = 6
 _MOST_ITEMS = 256
+_CONTAINERS = (Mapping, list, tuple, set, frozenset)
 _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {
     "asctime",
     "message",
     "taskName",
     "color_message",
 }
-_LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception"))
+_LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception", "stack_info"))
 _COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
 _JSON_ESCAPES = str.maketrans({chr(code): f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)})
 """What JSON allows raw in a text but some reader takes for a line's end or a terminal's command."""
@@ -64,11 +66,11 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """``value`` as bounded plain data that any encoder takes; never raises."""
+def plain(value: Any, is_secret: SecretNames, depth: int = 0) -> Any:
+    """``value`` as bounded plain data that any encoder takes, without secrets; never raises."""
     kind = type(value)
     if kind is str:
-        return _clip(value, _LONGEST_TEXT)
+        return in_text(_clip(value, _LONGEST_TEXT))
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -77,19 +79,25 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value if isfinite(value) else str(value)
     if depth < _DEEPEST:
         try:
-            return _plain_container(value, depth)
+            return _plain_container(value, is_secret, depth)
         except Exception as exc:  # a lazy proxy, say, or a mapping that changes meanwhile
             return f"<{kind.__name__}: reading it raised {type(exc).__name__}>"
-    return _clip(_text(value), _LONGEST_TEXT)
+    # Too deep to look into: a secret may be in it.
+    return f"<{kind.__name__}: too deep>" if isinstance(value, _CONTAINERS) else _plain_text(value)
 
 
-def _plain_container(value: Any, depth: int) -> Any:
+def _plain_container(value: Any, is_secret: SecretNames, depth: int) -> Any:
     if isinstance(value, Mapping):
         items = islice(value.items(), _MOST_ITEMS)
-        return {_clip(_text(key), _LONGEST_KEY): plain(item, depth + 1) for key, item in items}
+        named = ((_clip(_text(key), _LONGEST_KEY), item) for key, item in items)
+        return {key: MARK if is_secret(key) else plain(item, is_secret, depth + 1) for key, item in named}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item, depth + 1) for item in islice(value, _MOST_ITEMS)]
-    return _clip(_text(value), _LONGEST_TEXT)
+        return [plain(item, is_secret, depth + 1) for item in islice(value, _MOST_ITEMS)]
+    return _plain_text(value)
+
+
+def _plain_text(value: Any) -> str:
+    return in_text(_clip(_text(value), _LONGEST_TEXT))
 
 
 def _text(value: Any) -> str:
@@ -122,15 +130,16 @@ def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
     rest = {key: value for key, value in line.items() if key not in _TOLD_BY_MESSAGE}
     moment, level = timestamp(rest.pop("timestamp"))[11:-1], rest.pop("level")
     head = f"{moment} {level:<7} {rest.pop('logger')}: {rest.pop('message')}"
-    exception = rest.pop("exception", None)
+    exception, stack_info = rest.pop("exception", None), rest.pop("stack_info", None)
     text = " ".join([head, *(f"{key}={_shown(value)}" for key, value in rest.items())])
     text = text.translate(_CONTROLS)
     if color and level in _COLORS:
         text = f"\x1b[{_COLORS[level]}m{text}\x1b[0m"
+    stacks = [stack_info] if stack_info is not None else []
     if exception is not None:
-        stack = exception["stacktrace"].rstrip("\n").split("\n")
-        text = "\n".join([text, *(f"  | {part.translate(_CONTROLS)}" for part in stack)])
-    return text
+        stacks.insert(0, exception["stacktrace"])
+    parts = [part for stack in stacks for part in stack.rstrip("\n").split("\n")]
+    return "\n".join([text, *(f"  | {part.translate(_CONTROLS)}" for part in parts)])
 
 
 def _shown(value: Any) -> str:
@@ -141,9 +150,9 @@ def _shown(value: Any) -> str:
 def message_of(record: logging.LogRecord) -> str:
     """The record's message; what is wrong with it instead of an exception."""
     try:
-        return _clip(own_message(record), _LONGEST_TEXT)
+        return in_text(_clip(own_message(record), _LONGEST_TEXT))
     except Exception as exc:
-        return _clip(f"{_text(record.msg)} [arguments don't fit: {type(exc).__name__}]", _LONGEST_TEXT)
+        return f"{_plain_text(record.msg)} [arguments don't fit: {type(exc).__name__}]"
 
 
 def exception_of(record: logging.LogRecord) -> dict[str, str] | None:
@@ -154,9 +163,11 @@ def exception_of(record: logging.LogRecord) -> dict[str, str] | None:
     kind, exc = type(info[1]), info[1]
     builtin = kind.__module__ == "builtins"
     return {
-        "type": kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}",
-        "message": _clip(_text(exc), _LONGEST_TEXT),
-        "stacktrace": _clip(_stack(info), _LONGEST_STACK),
+        "type": _clip(
+            kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}", _LONGEST_KEY
+        ),
+        "message": _plain_text(exc),
+        "stacktrace": in_text(_clip(_stack(info), _LONGEST_STACK)),
     }
 
 
@@ -167,39 +178,57 @@ def _stack(info: Any) -> str:
         return "".join(traceback.format_tb(info[2])) + f"[not rendered: {type(exc).__name__}]"
 
 
-def extras_of(record: logging.LogRecord) -> dict[str, Any]:
-    """The bound fields, then the record's ``extra`` ones, which win."""
-    fields = dict(context_of(record)[4])
+def _extras_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]:
+    """The record's ``extra`` fields."""
+    extras = {}
+    bound = context_of(record)[4]
     for key, value in record.__dict__.items():
-        if key not in _RESERVED and not key.startswith("_") and (value is not None or key not in IDS):
-            fields[key] = value
-    return named_apart(fields)
+        if key in _RESERVED or (key in bound and value is bound[key]):
+            continue
+        if not str(key).startswith("_") and (value is not None or key not in IDS):
+            extras[key] = value
+    return named_apart(extras, is_secret)
 
 
-def named_apart(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` as plain data, with an underscore after a name that the line uses itself."""
-    return {f"{key}_" if key in _LINE_KEYS else key: plain(value) for key, value in fields.items()}
+def named_apart(
+    fields: Mapping[str, Any], is_secret: SecretNames, used: Collection[str] = ()
+) -> dict[str, Any]:
+    """``fields`` as plain data without secrets.
+
+    A name that the line uses itself, or that is ``used``, gets an underscore at its end.
+    """
+    named = {}
+    for name, value in fields.items():
+        key = _clip(str(name), _LONGEST_KEY)
+        shown = MARK if is_secret(key) else plain(value, is_secret)
+        named[f"{key}_" if key in _LINE_KEYS or key in used else key] = shown
+    return named
 
 
-def line_of(record: logging.LogRecord) -> dict[str, Any]:
-    """A record as plain data, independent of anything the service may still change.
+def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]:
+    """A record as plain data without secrets, independent of anything the service may still change.
 
     ``timestamp`` is in seconds since the epoch: how it is written is for the format to say.
     """
     context = context_of(record)
+    ids = ids_of(context)
     line: dict[str, Any] = {
         "timestamp": record.created,
-        "level": record.levelname,
-        "logger": record.name,
+        "level": _clip(_text(record.levelname), _LONGEST_KEY),
+        "logger": _clip(_text(record.name), _LONGEST_KEY),
         "message": message_of(record),
-        **ids_of(context),
+        **ids,
     }
     if context[3] is not None:
-        line["task"] = context[3]
-    line.update(extras_of(record))
+        line["task"] = _clip(context[3], _LONGEST_KEY)
+    if context[4]:
+        line.update(named_apart(context[4], is_secret, ids))
+    line.update(_extras_of(record, is_secret))
     exception = exception_of(record)
     if exception is not None:
         line["exception"] = exception
+    if record.stack_info:
+        line["stack_info"] = in_text(_clip(record.stack_info, _LONGEST_STACK))
     return line
 
 
@@ -208,12 +237,14 @@ class JsonFormatter(logging.Formatter):
 
     ``{"timestamp": RFC 3339 UTC, "level", "logger", "message"}`` and, when there is one,
     ``request_id``, ``trace_id``, ``span_id``, ``task``, the bound fields, the ``extra``
-    fields and ``exception`` (``type``, ``message``, ``stacktrace``).  A field that would hide
-    one of the line's own keys gets an underscore at its end.  Long texts are cut with a mark.
+    fields, ``exception`` (``type``, ``message``, ``stacktrace``) and ``stack_info``.  A field
+    that would hide one of the line's own keys gets an underscore at its end.  Long texts are
+    cut with a mark.  ``redact`` is that of `Logs`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, redact: Iterable[str] = SECRETS) -> None:
         super().__init__()
+        self._is_secret = secret_names(redact)
 
     def format(self, record: logging.LogRecord) -> str:
-        return to_json(line_of(record))
+        return to_json(line_of(record, self._is_secret))

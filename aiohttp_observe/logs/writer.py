@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from typing import Any, TextIO
 from weakref import WeakSet
 
+from ..redaction import SecretNames
 from .lines import line_of
 
 __all__ = ["Writer", "WriterHandler"]
@@ -167,14 +168,17 @@ def _write_all(descriptor: int, data: bytes) -> None:
 class WriterHandler(logging.Handler):
     """Renders records, and hands them to a `Writer`."""
 
-    def __init__(self, writer: Writer, render: Callable[[dict[str, Any]], str]) -> None:
+    def __init__(
+        self, writer: Writer, render: Callable[[dict[str, Any]], str], is_secret: SecretNames
+    ) -> None:
         super().__init__()
         self.writer = writer
+        self.is_secret = is_secret
         self._render = render
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.put(line_of(record))
+            self.put(line_of(record, self.is_secret))
         except Exception:  # logging must not raise into what logs
             self.writer.dropped(1)
 

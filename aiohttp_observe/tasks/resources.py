@@ -21,6 +21,7 @@ from .model import Frame, Resource
 from .readers import readers_of
 from .stacks import Reading, Stack, entered_by
 from .tracker import number_of
+from .waits import registered_state
 
 __all__ = ["Meetings"]
 
@@ -30,6 +31,7 @@ _HELD = (asyncio.Lock, asyncio.Semaphore)
 _JAMS = (*_HELD, asyncio.Queue)
 
 
+_LONGEST_STATE = 100
 _MOST_PARTIES = 300
 """Waiting tasks beyond which it isn't worked out who could read a full queue."""
 
@@ -254,6 +256,9 @@ def _state_of(resource: Any) -> str:
 
 
 def _told_by(resource: Any) -> str:
+    registered = registered_state(resource)
+    if registered is not None:
+        return registered[:_LONGEST_STATE]
     if isinstance(resource, (asyncio.Lock, asyncio.Semaphore, asyncio.Condition)):
         return "locked" if resource.locked() else "free"
     if isinstance(resource, asyncio.Event):

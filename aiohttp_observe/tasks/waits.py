@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .chain import Chain, held_by
 from .edges import grouped, next_completed, next_is_timed, timed, wait_is_timed, waited_set
 
-__all__ = ["TIMEOUT", "Rule", "is_timeout", "register_wait_kind", "rule_for"]
+__all__ = ["TIMEOUT", "Rule", "is_timeout", "register_wait_kind", "registered_state", "rule_for"]
 
 
 class Rule(NamedTuple):
@@ -42,17 +42,21 @@ class Rule(NamedTuple):
     about: Callable[[Any, str], str] | None = None
 
 
-def register_wait_kind(kind: str, *functions: str | Callable[..., Any]) -> None:
+def register_wait_kind(
+    kind: str, *functions: str | Callable[..., Any], state: Callable[[Any], str] | None = None
+) -> None:
     """Show tasks that are suspended in one of ``functions`` as waiting for ``kind``.
 
     ``functions`` are coroutine functions, or names as ``"module:qualname"`` of some that
     needn't be imported.  Tasks that wait in a method are shown to meet at its object::
 
-        register_wait_kind("db_pool", "asyncpg.pool:Pool._acquire")
+        register_wait_kind("db_pool", "asyncpg.pool:Pool._acquire", state=lambda pool:
+                           f"{pool.get_size() - pool.get_idle_size()} of {pool.get_max_size()}")
         register_wait_kind("redis_pool", "redis.asyncio.connection:BlockingConnectionPool.get_connection")
 
-    ``kind`` becomes a metric label: lower-case words joined by ``_``.  The latest registration
-    of a function wins, over the built-in ones too.
+    ``kind`` becomes a metric label: lower-case words joined by ``_``.  ``state`` says of that
+    object how much of it is taken, in any thread; what it raises is ignored.  The latest
+    registration of a function wins, over the built-in ones too.
 
     Raises ``ValueError`` for a kind or a name of another form, ``TypeError`` for what is no
     coroutine function.
@@ -62,7 +66,10 @@ def register_wait_kind(kind: str, *functions: str | Callable[..., Any]) -> None:
     if not functions:
         raise TypeError(f"register_wait_kind({kind!r}, ...) takes the functions that wait: name at least one")
     for module, qualname in [_name_of(function) for function in functions]:
-        _rules[module, qualname] = Rule(kind, _public(qualname), final=False, resource=_owner(qualname))
+        owner = _owner(qualname)
+        _rules[module, qualname] = Rule(kind, _public(qualname), final=False, resource=owner)
+        if owner is not None and state is not None:
+            _states[module, owner] = state
 
 
 def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
@@ -80,6 +87,24 @@ def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
 def _owner(qualname: str) -> str | None:
     """The class whose method it is: tasks that wait in it meet at its object."""
     return qualname.rpartition("<locals>.")[2].rpartition(".")[0].rpartition(".")[2] or None
+
+
+def registered_state(resource: Any) -> str | None:
+    """How much of a pool is taken, by what is registered for its class; raises what that raises."""
+    states = (_states.get((base.__module__, base.__name__)) for base in type(resource).__mro__)
+    state = next(filter(None, states), None)
+    return None if state is None else str(state(resource))
+
+
+def _connections(connector: Any) -> str:
+    """Of aiohttp's client, those that are in use."""
+    limits = f"{len(connector._acquired)} of {connector.limit or 'unlimited'}"
+    return f"{limits}, {connector.limit_per_host} a host" if connector.limit_per_host else limits
+
+
+_states: dict[tuple[str, str], Callable[[Any], str]] = {
+    ("aiohttp.connector", "BaseConnector"): _connections,
+}
 
 
 def _public(qualname: str) -> str:

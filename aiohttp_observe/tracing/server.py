@@ -29,11 +29,11 @@ from opentelemetry.util.http import (
     get_excluded_urls,
     normalise_request_header_name,
     normalise_response_header_name,
-    redact_query_parameters,
 )
 
 from ..exchange import FIELDS, UNMATCHED, Exchange, Meter, valid
 from ..incidents import Block
+from ..redaction import in_query
 from .blocks import mark_victims, trace_block
 from .instrumentor import is_within_instrumentor
 from .provider import CARRIED, LINK, OwnProvider, get_tracer, global_provider
@@ -208,7 +208,7 @@ class ServerTracer:
             attributes["user_agent.original"] = exchange.user_agent
         query = request.rel_url.raw_query_string
         if query:
-            attributes["url.query"] = redact_query_parameters(f"?{valid(query)}")[1:]
+            attributes["url.query"] = in_query(valid(query))
         if self._request_headers.wanted:
             attributes.update(self._request_headers.of(request.headers))
         return attributes

@@ -38,6 +38,7 @@ from opentelemetry.trace import (
 )
 
 from ..exchange import Exchange
+from ..redaction import exception_event
 from .provider import Linker
 
 __all__ = ["NOTHING", "Borrowed", "RequestSpan", "Starter", "fail", "starter"]
@@ -152,7 +153,7 @@ class _Owned(Borrowed):
     """A span of ours that isn't light."""
 
     def record_exception(self, exception: Exception) -> None:
-        self.span.record_exception(exception)
+        _record(self.span, exception)
 
     def finish(self, exchange: Exchange) -> None:
         if self.span.is_recording():
@@ -424,6 +425,17 @@ class ServerSpan(SdkSpan):
     def _instrumentation_info(self) -> Any:  # type: ignore[override]
         return self._home.tracer.instrumentation_info
 
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Any = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        """As the SDK does it, without what is secret in URLs."""
+        event = {**exception_event(exception), "exception.escaped": str(escaped), **(attributes or {})}
+        self.add_event("exception", event, timestamp)
+
     def note(self, event: Event) -> None:
         """Add an event, without becoming a full span for the first few."""
         if self._end_time is not None:
@@ -454,8 +466,14 @@ def fail(span: Span, exc: BaseException) -> None:
     """Mark a span as failed, and record why."""
     name = type(exc).__qualname__
     span.set_attribute("error.type", name)
-    span.record_exception(exc)
+    _record(span, exc)
     span.set_status(Status(StatusCode.ERROR, name))
+
+
+def _record(span: Span, exc: BaseException) -> None:
+    """The event of the SDK's ``record_exception``, without what is secret in URLs."""
+    if span.is_recording():
+        span.add_event("exception", exception_event(exc))
 
 
 def _set_outcome(span: Span, exchange: Exchange) -> None:

@@ -157,6 +157,7 @@ async def test_a_client_waits_for_a_pooled_connection(shop: Shop, server: TestSe
     assert wait.kind == "http_client"
     assert wait.detail == "ClientSession.request → waiting for a pooled connection to 127.0.0.1"
     assert connector.waiters == (number_of(task),)
+    assert connector.state == "1 of 1"
 
 
 class Unanswering(AbstractResolver):

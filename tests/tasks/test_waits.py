@@ -307,6 +307,8 @@ async def borrow_from_a_pool() -> None:
 class Pool:
     """A pool whose public method hides the one that waits."""
 
+    size: int
+
     async def _acquire(self) -> None:
         await asyncio.Queue[int]().get()
 
@@ -336,6 +338,14 @@ class TestRegistering:
             (resource,) = take_snapshot().resources
         assert resource.type == "Pool"
         assert sorted(resource.waiters) == sorted(map(number_of, tasks))
+
+    async def test_an_object_says_how_much_of_it_is_taken(self) -> None:
+        register_wait_kind("db_pool", f"{__name__}:Pool._acquire", state=lambda pool: f"{pool.size} of 3")
+        taken, broken = Pool(), Pool()
+        taken.size = 2
+        async with suspended(taken.acquire(), broken.acquire()):
+            states = {resource.id: resource.state for resource in take_snapshot().resources}
+        assert states == {number_of(taken): "2 of 3", number_of(broken): ""}
 
     @pytest.mark.parametrize("kind", ["DB pool", "", "db-pool", "1st"])
     def test_a_kind_that_makes_no_label_is_refused(self, kind: str) -> None:

@@ -1,0 +1,1 @@
+"""What strangers send, what gets into logs, and what must not get out."""
