@@ -12,7 +12,7 @@
 ``logs``               `Logs`, `bind`, `bound`, `log_context`, `AccessLogger`, `JsonFormatter`
 ``tracing``            `Tracing`, `operation`
 ``failures``           `Failures`
-``background``         `spawn`
+``background``         `spawn`, `supervised`, `Worker`
 ``tasks``              `Tasks`, `take_snapshot`
 ``loopwatch``          `LoopWatch`
 ``client``             `Client`, `client_session`, `client_trace_config`, `CLIENT_SESSION`
@@ -32,6 +32,7 @@ Behind them:
 ``profile``            where the loop's thread spends its time
 ``documents``          all of that as the JSON of the task console
 ``cli``                the console in a terminal
+``flood``              when a line comes too often
 ``options``            checks of options
 ``redaction``          what must not be shown
 =====================  ==============================================================
@@ -40,7 +41,7 @@ Importing it has no effect.
 """
 
 from .admin import Admin
-from .background import spawn
+from .background import Worker, spawn, supervised
 from .client import CLIENT_SESSION, Client, client_session, client_trace_config
 from .exchange import Exchange, Observer, current_exchange, request_id
 from .failures import Failures
@@ -69,6 +70,7 @@ __all__ = [
     "Observer",
     "Tasks",
     "Tracing",
+    "Worker",
     "bind",
     "bound",
     "client_session",
@@ -79,6 +81,7 @@ __all__ = [
     "request_id",
     "setup_observability",
     "spawn",
+    "supervised",
     "take_snapshot",
     "timeit",
 ]

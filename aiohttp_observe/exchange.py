@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakSet
 
 __all__ = [
     "CURRENT",
@@ -216,6 +217,8 @@ class Meter(Protocol):
 
     def task_outcome(self, name: str, outcome: str) -> None: ...
 
+    def task_restart(self, name: str) -> None: ...
+
     def unhandled(self, kind: str) -> None: ...
 
     def loop_lag(self, seconds: float) -> None: ...
@@ -251,6 +254,9 @@ class NullMeter:
     def task_outcome(self, name: str, outcome: str) -> None:
         pass
 
+    def task_restart(self, name: str) -> None:
+        pass
+
     def unhandled(self, kind: str) -> None:
         pass
 
@@ -272,16 +278,19 @@ class Scope:
 
     ``stalled_since`` tells since when the loop hasn't turned, if it hasn't (see `LoopMonitor`).
     ``tracer`` is an OpenTelemetry tracer, typed loosely because only the tracing room may
-    know that library; ``None`` when that pillar is off.
+    know that library; ``None`` when that pillar is off.  ``background`` are the spawned tasks,
+    ``elsewhere`` those that others run with `supervised`, ``workers`` what `workers_of` reads.
     """
 
-    __slots__ = ("background", "meter", "stalled_since", "tracer")
+    __slots__ = ("background", "elsewhere", "meter", "stalled_since", "tracer", "workers")
 
     def __init__(self) -> None:
         self.meter: Meter = NullMeter()
         self.stalled_since: Callable[[float], float | None] | None = None
         self.tracer: Any = None
         self.background: set[Any] = set()
+        self.elsewhere: WeakSet[Any] = WeakSet()
+        self.workers: list[Any] = []
 
 
 CURRENT: ContextVar[Exchange | None] = ContextVar("aiohttp_observe_exchange", default=None)

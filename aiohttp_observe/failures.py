@@ -29,6 +29,8 @@ _LIMIT_COUNT = 10
 _LIMIT_SECONDS = 10.0
 _MOST_KINDS = 500
 
+_SUPERVISION = f"{__package__}.background.outcome"
+
 ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Any]
 
 
@@ -108,6 +110,8 @@ class LoopFailures:
 
     def _tell(self, context: dict[str, Any], shared: bool) -> None:
         """Keep it if it is this application's; what is ``shared``, another one on this loop tells."""
+        if _is_supervised(context):
+            return
         exchange = _born_in(context)
         meter = self._meter if exchange is None else exchange.scope.meter
         if meter is self._meter and not (exchange is None and shared):
@@ -115,6 +119,15 @@ class LoopFailures:
         if not shared:
             meter.unhandled(_kind_of(context))
             _log(context, exchange, self._limit)
+
+
+def _is_supervised(context: dict[str, Any]) -> bool:
+    """Whether a scheduler passes on the exception of a task whose end was told: see `supervised`."""
+    exc = context.get("exception")
+    if exc is None or _kind_of(context) != "other":
+        return False
+    frames = (frame for frame, _ in traceback.walk_tb(exc.__traceback__))
+    return any(frame.f_globals.get("__name__") == _SUPERVISION for frame in frames)
 
 
 def _task_of(context: dict[str, Any]) -> asyncio.Task[Any] | None:

@@ -17,7 +17,7 @@ from aiohttp.web_app import (
 )
 
 from .admin import Admin, AdminPages, Gate
-from .background import drain
+from .background import Worker, drain, tell_left_out, workers_of
 from .client import CLIENT_SESSION, Client, client_session
 from .documents import Documents
 from .exchange import SCOPE, Scope
@@ -145,6 +145,14 @@ class Observability:
         documents = self.documents
         return take_snapshot(documents.loop, loop_state=documents.loop_state(), **filters)
 
+    def workers(self) -> list[Worker]:
+        """The health of the workers that ``spawn(..., restart=...)`` has started, oldest first.
+
+        Ended ones stay, the latest of each name, so that a readiness handler sees what is
+        missing.  Works from any thread.
+        """
+        return workers_of(self.scope)
+
     def _install_pillars(self, app: web.Application) -> None:
         """What may refuse its options comes before what adds routes: a set-up that fails leaves none."""
         pillars, scope = self._pillars, self.scope
@@ -208,6 +216,7 @@ class Observability:
             self._watch_loop(stack, loop)
             self.documents.open(loop, self.monitor)
             stack.callback(self.documents.close)
+            stack.callback(tell_left_out, at_once=True)
             stack.callback(self._look_around(loop))
             await self._serve_apart(stack)
             if self._pillars.client is not None and self._pillars.client.session:
@@ -274,6 +283,7 @@ class Observability:
             timer = loop.call_later(_LOOK_INTERVAL, look)  # first: whatever fails below, it goes on
             self.recorder.look_around()
             self.documents.note()
+            tell_left_out()
             if self.metrics is not None:
                 self.metrics.tick()
 

@@ -475,13 +475,19 @@ async def test_clean_up_goes_on_without_a_task_that_will_not_stop(
                 await may_stop.wait()
 
     async with spawning(registry, stubborn, failures=Failures(shutdown_timeout=0.01)) as task:
-        pass
-    assert not task.done()
-    (record,) = background_records(caplog)
-    assert "1 background tasks did not stop within 0.01 s" in record.getMessage()
-    assert record.getMessage().endswith(": work")
+        await asyncio.sleep(0)
+    done = task.done()
     may_stop.set()
     await task
+    assert not done
+    (record,) = background_records(caplog)
+    place = f"{__file__}:{stubborn.__code__.co_firstlineno + 3} in stubborn"
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "1 background tasks did not stop within 0.01 s of being cancelled: "
+        f"work (waits for Event.wait at {place})"
+    )
+    assert outcomes(registry) == {("work", "abandoned"): 1}
 
 
 async def test_what_a_task_spawns_while_it_is_cancelled_ends_too(registry: CollectorRegistry) -> None:

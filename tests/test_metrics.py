@@ -53,6 +53,7 @@ CONTRACT = {
     "http_client_phase_seconds": ("histogram", {"server_address", "phase"}),
     "asyncio_tasks": ("gauge", {"state", "wait"}),
     "asyncio_task_outcomes": ("counter", {"name", "outcome"}),
+    "asyncio_task_restarts": ("counter", {"name"}),
     "asyncio_unhandled": ("counter", {"kind"}),
     "asyncio_loop_lag_seconds": ("histogram", set()),
     "asyncio_loop_blocked_seconds": ("counter", set()),
@@ -104,6 +105,18 @@ class Broken:
         raise LookupError
 
 
+async def fail_once() -> None:
+    """As a worker, which is started again."""
+    runs = []
+
+    async def work() -> None:
+        runs.append(True)
+        if len(runs) == 1:
+            raise LookupError
+
+    await spawn(work, restart="on-failure", backoff=(0.001, 0.001))
+
+
 async def do_everything(request: web.Request) -> web.Response:
     """Something for each line of the table."""
 
@@ -114,6 +127,7 @@ async def do_everything(request: web.Request) -> web.Response:
         await response.read()
     with operation("looking"):
         await spawn(asyncio.sleep(0), name="sleeper")
+    await fail_once()
     asyncio.get_running_loop().call_exception_handler({"message": "a failure"})
     time.sleep(0.25)  # noqa: ASYNC251 - what the loop watch is there for
     return web.Response()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from aiohttp_observe import (
     JsonFormatter,
     Observability,
     Observer,
+    Worker,
     bind,
     bound,
     client_session,
@@ -30,6 +32,7 @@ from aiohttp_observe import (
     request_id,
     setup_observability,
     spawn,
+    supervised,
     take_snapshot,
     timeit,
 )
@@ -90,6 +93,10 @@ async def everything(app: web.Application, request: web.Request) -> None:
     assert_type(decorated("x"), bytes)
     assert_type(await decorated_coroutine("x"), bytes)
     assert_type(spawn(number("1"), name="n", trace="child"), asyncio.Task[int])
+    assert_type(spawn(decorated_coroutine("x"), restart="never"), asyncio.Task[bytes])
+    assert_type(spawn(lambda: number("1"), restart="always", backoff=(1, 5)), asyncio.Task[int])
+    assert_type(await assert_type(supervised(number("1"), name="n"), Coroutine[Any, Any, int]), int)
+    assert_type(app[OBSERVABILITY].workers(), list[Worker])
     assert_type(bind(customer=1), None)
     with bound(customer=1) as nothing:
         assert_type(nothing, None)
@@ -131,8 +138,9 @@ WRONG = {
     "timed(1)": "arg-type",
     'timed("1", bas=2)': "call-arg",
     "timeit(len)": "arg-type",
-    'spawn(coroutine(), trace="sideways")': "arg-type",
-    "spawn(coroutine)": "arg-type",
+    'spawn(coroutine(), trace="sideways")': "call-overload",
+    "spawn(coroutine)": "call-overload",
+    'spawn(coroutine(), restart="always")': "call-overload",
     "decorated(7)": "arg-type",
 }
 

@@ -177,6 +177,9 @@ class Instruments:
         self._task_outcomes = Counter(
             "asyncio_task_outcomes", "Spawned tasks by how they ended", ["name", "outcome"], registry=registry
         )
+        self._task_restarts = Counter(
+            "asyncio_task_restarts", "Times spawned workers were started again", ["name"], registry=registry
+        )
         self._unhandled = Counter("asyncio_unhandled", "Failures nobody handled", ["kind"], registry=registry)
         self._lag = Histogram(
             "asyncio_loop_lag_seconds",
@@ -241,6 +244,9 @@ class Instruments:
 
     def task_outcome(self, name: str, outcome: str) -> None:
         self._task_outcomes.labels(self._bounded_task(name), outcome).inc()
+
+    def task_restart(self, name: str) -> None:
+        self._task_restarts.labels(self._bounded_task(name)).inc()
 
     def unhandled(self, kind: str) -> None:
         self._unhandled.labels(kind).inc()

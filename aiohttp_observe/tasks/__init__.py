@@ -49,7 +49,7 @@ from .model import (
 from .places import own_line, stack_of
 from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
 from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
-from .suspension import suspended_for, waits_for
+from .suspension import suspended_for, waits_for, whereabouts
 from .tracker import (
     Birth,
     Tasks,
@@ -107,4 +107,5 @@ __all__ = [
     "tree_text",
     "tree_to_dict",
     "waits_for",
+    "whereabouts",
 ]

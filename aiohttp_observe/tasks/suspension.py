@@ -15,7 +15,7 @@ from .edges import awaited
 from .stacks import Stack, Stacks, kind_at, read_wait
 from .tracker import is_made_by_wait_for
 
-__all__ = ["stack_of_chain", "suspended_for", "waits_for"]
+__all__ = ["stack_of_chain", "suspended_for", "waits_for", "whereabouts"]
 
 _MOST_STACKS = 1000
 _stacks = Stacks(depth=1)
@@ -55,6 +55,18 @@ def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
         return None if reading is None else (reading.kind, reading.detail)
     except Exception:  # an awaitable that is like no other
         return None
+
+
+def whereabouts(task: asyncio.Task[Any]) -> str:
+    """What it waits for, and the service's own line that does, in words.  Never raises."""
+    try:
+        chain = Chain(task, is_made_by_wait_for)
+        stack = stack_of_chain(chain)
+        doing = f"waits for {read_wait(chain, stack).detail}" if chain.waits else "about to run"
+        line = stack.line
+    except Exception:  # an awaitable that is like no other
+        return "nobody knows where"
+    return doing if line is None else f"{doing} at {line.file}:{line.line} in {line.function}"
 
 
 def stack_of_chain(chain: Chain) -> Stack:

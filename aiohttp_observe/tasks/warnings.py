@@ -175,4 +175,5 @@ def is_orphan(seen: Seen) -> bool:
         and exchange.duration is not None
         and not is_adopted(task)
         and task not in exchange.scope.background
+        and task not in exchange.scope.elsewhere
     )
