@@ -21,7 +21,7 @@ from .background import Worker, drain, tell_left_out, workers_of
 from .client import CLIENT_SESSION, Client, client_session
 from .documents import Documents
 from .exchange import SCOPE, Scope
-from .failures import Failures
+from .failures import Failures, FailureWatch
 from .flightrecorder import FlightRecorder
 from .incidents import Incidents
 from .logs import Logs, ServerLogs
@@ -129,6 +129,7 @@ class Observability:
         self.logs: ServerLogs | None = None
         self.monitor: LoopMonitor | None = None
         self.admin: AdminPages | None = None
+        self.failures: FailureWatch | None = None
         self.flights = FlightRecorder(lambda: list(self.recorder.in_flight))
         self.incidents = Incidents()
         self.documents = Documents(self.recorder, self.flights, self.incidents)
@@ -256,7 +257,8 @@ class Observability:
     def _watch_loop(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
         pillars, meter = self._pillars, self.scope.meter
         if pillars.failures is not None:
-            stack.callback(pillars.failures.install(loop, meter, self.incidents).close)
+            self.failures = pillars.failures.install(loop, meter, self.incidents)
+            stack.callback(self._stop_hearing, self.failures)
         if pillars.tasks is not None:
             stack.callback(pillars.tasks.install(loop).uninstall)
             if self.metrics is not None:
@@ -269,6 +271,10 @@ class Observability:
             stack.callback(self._stop_watching, monitor)
             if self.metrics is not None:
                 stack.callback(self.metrics.read_utilization(monitor.utilization))
+
+    def _stop_hearing(self, failures: FailureWatch) -> None:
+        self.failures = None
+        failures.close()
 
     def _stop_watching(self, monitor: LoopMonitor) -> None:
         self.monitor = self.scope.stalled_since = None
@@ -284,6 +290,8 @@ class Observability:
             self.recorder.look_around()
             self.documents.note()
             tell_left_out()
+            if self.failures is not None:
+                self.failures.look_around()
             if self.metrics is not None:
                 self.metrics.tick()
 

@@ -197,7 +197,7 @@ async def test_a_crash_loop_does_not_flood_the_log_and_says_what_it_left_out(
     assert len(lines) == 11
     assert (
         lines[-1].getMessage()
-        == "background task crasher failed with LookupError 190 more times: only counted"
+        == "background task crasher failed with LookupError; 190 more like it were only counted"
     )
     assert lines[-1].left_out == 190
 

@@ -72,7 +72,12 @@ def tell_left_out(*, at_once: bool = False) -> None:
         fields = {"task": name, "left_out": left_out}
         level, ended = (logging.INFO, "ended") if error is None else (logging.ERROR, f"failed with {error}")
         logger.log(
-            level, "background task %s %s %d more times: only counted", name, ended, left_out, extra=fields
+            level,
+            "background task %s %s; %d more like it were only counted",
+            name,
+            ended,
+            left_out,
+            extra=fields,
         )
 
 

@@ -1,0 +1,90 @@
+"""Failures that nobody handled: counted, and logged once with where they were born.
+
+============  ==================================================================
+``loop``      what the loop's exception handler is told
+``process``   what no loop is told: threads, finalizers, coroutines never awaited
+``context``   what there is to read in what the handler is told
+``line``      the log lines, and what becomes of a flood of them
+``listener``  which application is told
+============  ==================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+
+from ..exchange import Meter
+from ..incidents import Incidents
+from ..options import check_flag, check_positive
+from .line import tell_left_out
+from .listener import Listener
+from .loop import LoopHandler
+from .process import Hook, never_awaited, raised_in_threads, unraisable
+
+__all__ = ["FailureWatch", "Failures"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """What is done about failures that nobody handled.
+
+    ``never_awaited``     whether coroutines that were never awaited are told too, default ``True``
+    ``outside_loop``      whether exceptions that end a thread, and those in ``__del__`` and the
+                          like, are told too, default ``True``
+    ``origins``           whether each coroutine remembers the line that made it, for when it is
+                          never awaited, default ``False``: it costs about as much as making one
+    ``shutdown_timeout``  seconds that spawned tasks have to stop after being cancelled at
+                          clean-up, default 10
+    """
+
+    never_awaited: bool = True
+    outside_loop: bool = True
+    origins: bool = False
+    shutdown_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_flag("Failures(never_awaited=...)", self.never_awaited)
+        check_flag("Failures(outside_loop=...)", self.outside_loop)
+        check_flag("Failures(origins=...)", self.origins)
+        check_positive("Failures(shutdown_timeout=...)", self.shutdown_timeout, "seconds")
+
+    def install(
+        self, loop: asyncio.AbstractEventLoop, meter: Meter, incidents: Incidents | None = None
+    ) -> FailureWatch:
+        """Watch ``loop``, at start-up, in its thread; closing the result restores what was before."""
+        hooks = [never_awaited] if self.never_awaited else []
+        if self.outside_loop:
+            hooks += [raised_in_threads, unraisable]
+        return FailureWatch(LoopHandler.of(loop), hooks, Listener(meter, incidents or Incidents()), self)
+
+
+class FailureWatch:
+    """Hears of the failures that concern one application."""
+
+    def __init__(
+        self, handler: LoopHandler, hooks: list[Hook], listener: Listener, options: Failures
+    ) -> None:
+        self._handler = handler
+        self._hooks = hooks
+        self._listener = listener
+        handler.enter(listener)
+        for hook in hooks:
+            hook.enter(listener)
+        self._has_origins = options.origins and not sys.get_coroutine_origin_tracking_depth()
+        if self._has_origins:
+            sys.set_coroutine_origin_tracking_depth(1)
+
+    def look_around(self) -> None:
+        """To be called several times a second: what no event announces."""
+        self._handler.stay_in_front()
+        tell_left_out()
+
+    def close(self) -> None:
+        if self._has_origins and sys.get_coroutine_origin_tracking_depth() == 1:
+            sys.set_coroutine_origin_tracking_depth(0)
+        for hook in self._hooks:
+            hook.leave(self._listener)
+        self._handler.leave(self._listener)
+        tell_left_out(at_once=True)
