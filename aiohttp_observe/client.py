@@ -291,6 +291,8 @@ class _Call:
             self._status = params.exception.status or self._status
         if self._span is not None and self._status is not None:
             self._span.set_attribute("http.response.status_code", self._status)
+        if isinstance(params.exception, GeneratorExit) and self._official_call is not None:
+            self._official_call.token = None  # dropped in whatever context: there is nothing to reset
         try:
             if self._official is not None:
                 await self._tell_official(self._official.on_request_exception, session, params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import json
 import ssl
@@ -537,6 +538,23 @@ WAITED_FOR: dict[Waits, str] = {
     wait_for_pieces: "StreamReader.read",
     wait_for_message: "ClientWebSocketResponse.receive",
 }
+
+
+async def test_a_call_that_is_dropped_in_another_context_has_ended(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a task that is destroyed while it waits: its context isn't that of who destroys it."""
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        await fetch(pair, session)
+        waiting = wait_for_headers(pair, session)
+        contextvars.copy_context().run(waiting.send, None)
+        waiting.close()
+        gc.collect()
+
+    await call_once(pair, call)
+    assert [told.error for told in await told_of(pair, 2)] == ["GeneratorExit", ""]
+    assert "Failed to detach" not in caplog.text
 
 
 async def test_a_session_closed_before_the_call_makes_none(pair: Pair) -> None:
