@@ -589,6 +589,7 @@ async def test_excluded_urls_make_no_span_but_are_measured(
     assert pair.spans.clients == []
     assert pair.counted(http_response_status_code="200") == 1
     assert pair.heard[0]["X-Request-ID"]
+    assert "traceparent" not in pair.heard[0]
 
 
 @pytest.mark.parametrize("off", ["tracing", "metrics"])
