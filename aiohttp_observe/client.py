@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -22,6 +22,7 @@ import aiohttp
 from aiohttp import web
 from opentelemetry.instrumentation._semconv import _StabilityMode
 from opentelemetry.instrumentation.aiohttp_client import create_trace_config
+from opentelemetry.trace import Status, StatusCode
 from opentelemetry.util.http import (
     OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST,
     OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE,
@@ -77,7 +78,8 @@ def client_session(app: web.Application | None = None, **kwargs: Any) -> aiohttp
     """An instrumented session; ``kwargs`` are those of `aiohttp.ClientSession`.
 
     With ``app`` its calls are observed as that application's, else as those of the
-    application whose request or start-up makes them.  Close it as any session.
+    application whose request or start-up makes them.  A call outside of any application has
+    a span of the global tracer provider, and no metrics.  Close it as any session.
 
     Raises ``RuntimeError`` for an application without observability of outbound calls.
     """
@@ -150,7 +152,9 @@ class _ClientObserver:
         """
         if any(hasattr(config, "_is_instrumented_by_opentelemetry") for config in session.trace_configs):
             return None
-        if scope is None or scope.tracer is None:
+        if scope is None:
+            return self._of_global_provider
+        if scope.tracer is None:
             return None
         provider = scope.tracer.provider
         official = self._official.get(provider)
@@ -158,8 +162,13 @@ class _ClientObserver:
             official = self._official[provider] = _official_config(provider)
         return official
 
+    @cached_property
+    def _of_global_provider(self) -> aiohttp.TraceConfig:
+        return _official_config(None)
+
 
 def _official_config(provider: Any) -> aiohttp.TraceConfig:
+    """Spans of ``provider``; ``None`` is the global one, as soon as there is one."""
     filters = warnings.filters[:]
     try:
         return create_trace_config(
@@ -198,6 +207,13 @@ class _HeldSpan:
         if self._span.is_recording():
             self._span.add_event("exception", exception_event(exception))
 
+    def fail(self, exception: BaseException) -> None:
+        """Mark it as failed, and record why."""
+        name = type(exception).__qualname__
+        self._span.set_attribute("error.type", name)
+        self._span.set_status(Status(StatusCode.ERROR, name))
+        self.record_exception(exception)
+
     def really_end(self) -> None:
         self._span.end()
 
@@ -216,7 +232,7 @@ class _Call:
         self._host = self._phase_host = ""
         self._done = False
         self._since: dict[str, float] = {}
-        self._dns_seconds = 0.0
+        self._times_sent = 0
         self._status: int | None = None
         self._error: str | None = None
         self._step: Step | None = None
@@ -243,6 +259,8 @@ class _Call:
         await self._tell_official(official.on_request_start, session, params)
         if self._official_call.span is not None:
             self._official_call.span = self._span = _HeldSpan(self._official_call.span)
+            if self._port is not None:  # the official configuration leaves default ports out
+                self._span.set_attribute("server.port", self._port)
 
     async def on_request_end(
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestEndParams
@@ -252,65 +270,81 @@ class _Call:
         self._status = response.status
         if response.status >= 400:  # an error to the client, by the semantic conventions
             self._error = str(response.status)
-        if self._official is not None:
-            await self._tell_official(self._official.on_request_end, session, params)
-        connection = response.connection
-        if connection is None:
-            self._finish(None)
-        else:
-            # Weakly: a response that is dropped unread must still give its connection back at once.
-            connection.add_callback(partial(self._finish, ref(response)))
+        try:
+            if self._official is not None:
+                await self._tell_official(self._official.on_request_end, session, params)
+        finally:
+            connection = response.connection
+            if connection is None:
+                self._finish(None)
+            else:
+                # Weakly: a response that is dropped unread must still give its connection back at once.
+                connection.add_callback(partial(self._finish, ref(response)))
 
     async def on_request_exception(
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestExceptionParams
     ) -> None:
-        self._end_phase("queue")
+        for phase in tuple(self._since)[-1:]:  # the innermost that it was in
+            self._end_phase(phase)
         self._error = type(params.exception).__qualname__
         if isinstance(params.exception, aiohttp.ClientResponseError):  # raise_for_status, say
-            self._note_refusal(params.exception.status)
-        if self._official is not None:
-            await self._tell_official(self._official.on_request_exception, session, params)
-        self._finish(None)
+            self._status = params.exception.status or self._status
+        if self._span is not None and self._status is not None:
+            self._span.set_attribute("http.response.status_code", self._status)
+        if isinstance(params.exception, GeneratorExit) and self._official_call is not None:
+            self._official_call.token = None  # dropped in whatever context: there is nothing to reset
+        try:
+            if self._official is not None:
+                await self._tell_official(self._official.on_request_exception, session, params)
+        finally:
+            self._finish(None)
 
-    def on_request_redirect(self, session: aiohttp.ClientSession, params: Any) -> None:
+    def on_request_redirect(
+        self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestRedirectParams
+    ) -> None:
         self._end_phase("first_byte")
-        location = params.response.headers.get("Location") or params.response.headers.get("URI", "")
+        self._status = params.response.status
+        location = params.response.headers.get("Location") or params.response.headers.get("URI")
         with suppress(ValueError):  # aiohttp will say so itself
-            self._phase_host = type(params.url)(location).host or self._phase_host
+            self._phase_host = type(params.url)(location or "").host or self._phase_host
+
+    # What a phase before it has left open belongs to an attempt that failed: nobody tells when.
 
     def on_request_headers_sent(self, session: aiohttp.ClientSession, params: Any) -> None:
-        self._since["first_byte"] = perf_counter()
+        self._times_sent += 1
+        self._since = {"first_byte": perf_counter()}
 
     def on_connection_queued_start(self, session: aiohttp.ClientSession, params: Any) -> None:
-        self._since["queue"] = perf_counter()
+        self._since = {"queue": perf_counter()}
 
     def on_connection_queued_end(self, session: aiohttp.ClientSession, params: Any) -> None:
         self._end_phase("queue")
 
     def on_connection_create_start(self, session: aiohttp.ClientSession, params: Any) -> None:
-        self._dns_seconds = 0.0
-        self._since["connect"] = perf_counter()
+        self._since = {"connect": perf_counter()}
 
     def on_connection_create_end(self, session: aiohttp.ClientSession, params: Any) -> None:
-        self._end_phase("connect", less=self._dns_seconds)
+        self._end_phase("connect")
 
     def on_dns_resolvehost_start(self, session: aiohttp.ClientSession, params: Any) -> None:
         self._since["dns"] = perf_counter()
 
     def on_dns_resolvehost_end(self, session: aiohttp.ClientSession, params: Any) -> None:
-        self._dns_seconds = self._end_phase("dns")
+        seconds = self._end_phase("dns")
+        if "connect" in self._since:  # which begins with it, and is told without
+            self._since["connect"] += seconds
 
     async def _tell_official(self, signal: Any, session: aiohttp.ClientSession, params: Any) -> None:
         handler: Callable[..., Awaitable[None]]
         for handler in signal:
             await handler(session, self._official_call, params)
 
-    def _end_phase(self, phase: str, *, less: float = 0.0) -> float:
+    def _end_phase(self, phase: str) -> float:
         since = self._since.pop(phase, None)
         if since is None:
             return 0.0
         seconds = perf_counter() - since
-        self.meter.client_phase(self._phase_host, phase, max(seconds - less, 0.0))
+        self.meter.client_phase(self._phase_host, phase, seconds)
         return seconds
 
     def _finish(self, response: ref[aiohttp.ClientResponse] | None) -> None:
@@ -321,26 +355,33 @@ class _Call:
         broken = None if response is None else _broken_by(response(), self._handled_before)
         if broken is not None:
             self._note_broken_body(broken)
-        span: SpanIds | None = None
-        if self._span is not None:
-            ids = self._span.get_span_context()
-            span = ids if ids.trace_flags.sampled else None
-            self._span.really_end()
         if self._step is not None:
             self._step.end(seconds, self._error)
         self.meter.client_request(
-            self._method, self._host, self._port, self._status, self._error, seconds, span
+            self._method, self._host, self._port, self._status, self._error, seconds, self._sampled_span()
         )
+        self._end_span()
 
-    def _note_refusal(self, status: int) -> None:
-        self._status = status
-        if self._span is not None:
-            self._span.set_attribute("http.response.status_code", status)
+    def _sampled_span(self) -> SpanIds | None:
+        if self._span is None:
+            return None
+        ids: Any = self._span.get_span_context()
+        return ids if ids.trace_flags.sampled else None
+
+    def _end_span(self) -> None:
+        if self._span is None:
+            return
+        if self._times_sent > 1:
+            self._span.set_attribute("http.request.resend_count", self._times_sent - 1)
+        try:
+            self._span.really_end()
+        except Exception:  # a span processor of the service's
+            self.meter.internal_error("client")
 
     def _note_broken_body(self, broken: BaseException) -> None:
         self._error = type(broken).__qualname__
-        if self._span is not None and self._scope is not None:
-            self._scope.tracer.fail(self._span, broken)
+        if self._span is not None:
+            self._span.fail(broken)
 
 
 def _broken_by(

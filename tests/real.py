@@ -16,7 +16,8 @@ _PLACES = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PAT
 
 
 def require(component: str) -> Path:
-    """The executable ``component``: ``prometheus``, ``promtool``, ``chromium``, ``nginx``, ``gunicorn``.
+    """The executable ``component``: ``prometheus``, ``promtool``, ``chromium``, ``nginx``, ``gunicorn``,
+    ``openssl``.
 
     Without it the test is skipped, or fails where ``AIOHTTP_OBSERVE_REQUIRE_REAL=1`` promises
     that it is there, as ``.ci/run`` does.

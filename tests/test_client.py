@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import unused_port
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
 from opentelemetry.trace import StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry
@@ -32,121 +31,14 @@ from aiohttp_observe import (
     request_id,
     setup_observability,
 )
-from tests.service import PATIENCE, Service, serving, until
+from tests.calls import DURATION, PHASES, Pair, call_once, fetch, serving_pair
+from tests.service import PATIENCE, serving
 from tests.spans import Spans, attributes, ids
 
-DURATION = "http_client_request_duration_seconds"
-PHASES = "http_client_phase_seconds"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 BRIEFLY = 0.4
 """Seconds: for the headers of a response to arrive in on a busy machine, but not for more."""
-
-Call = Callable[["Pair", aiohttp.ClientSession], Awaitable[object]]
-
-
-class Pair:
-    """A front service that calls a back service.  Both are observed, each on its own."""
-
-    def __init__(self, registry: CollectorRegistry, spans: Spans) -> None:
-        self.registry = registry
-        self.spans = spans
-        self.back_spans = Spans()
-        self.heard: list[dict[str, str]] = []
-        self.goes_on = asyncio.Event()
-        self.front = web.Application()
-        self.back = self._made_back()
-        self._observe(self.front, registry, spans)
-        self._observe(self.back, CollectorRegistry(), self.back_spans)
-        self.target = ""
-
-    def _observe(self, app: web.Application, registry: CollectorRegistry, spans: Spans) -> None:
-        setup_observability(
-            app, metrics=Metrics(registry=registry), logs=None, tracing=Tracing(provider=spans.provider)
-        )
-
-    def _made_back(self) -> web.Application:
-        back = web.Application()
-        back.router.add_get("/status/{status}", self._answer)
-        back.router.add_get("/two-parts", self._answer_in_two_parts)
-        back.router.add_get("/never", self._never_answer)
-        back.router.add_get("/endless", self._answer_without_end)
-        back.router.add_get("/redirect/{times}", self._redirect)
-        back.router.add_get("/cut", self._break_off)
-        back.router.add_get("/socket", self._echo)
-        return back
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        self.heard.append(dict(request.headers))
-        return web.Response(status=int(request.match_info["status"]), text="body")
-
-    async def _answer_in_two_parts(self, request: web.Request) -> web.StreamResponse:
-        """The second part comes when the test lets it."""
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"first")
-        with suppress(ConnectionError):
-            await self.goes_on.wait()
-            await response.write(b"last")
-        return response
-
-    async def _never_answer(self, request: web.Request) -> web.Response:
-        await until(lambda: request.transport is None, "the client to leave")
-        return web.Response()
-
-    async def _answer_without_end(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"first")
-        await until(lambda: request.transport is None, "the client to leave")
-        return response
-
-    async def _redirect(self, request: web.Request) -> web.Response:
-        self.heard.append(dict(request.headers))
-        times = int(request.match_info["times"])
-        raise web.HTTPFound(f"/redirect/{times - 1}" if times > 1 else "/status/200")
-
-    async def _break_off(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "100"})
-        await response.prepare(request)
-        await response.write(b"first")
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
-    async def _echo(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        async for message in socket:
-            await socket.send_str(message.data)
-        return socket
-
-    async def the_span(self) -> ReadableSpan:
-        await until(lambda: self.spans.clients, "a client span")
-        (span,) = self.spans.clients
-        return span
-
-    def counted(self, **labels: str) -> float:
-        """How many calls with these labels have ended."""
-        return self.sample(f"{DURATION}_count", **labels)
-
-    def sample(self, name: str, **labels: str) -> float:
-        """The sum over the series that have these labels."""
-        return sum(
-            sample.value
-            for family in self.registry.collect()
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def phases(self) -> dict[str, float]:
-        """How often each phase was seen."""
-        return {
-            sample.labels["phase"]: sample.value
-            for family in self.registry.collect()
-            for sample in family.samples
-            if sample.name == f"{PHASES}_count"
-        }
 
 
 @pytest.fixture
@@ -157,30 +49,6 @@ def spans() -> Spans:
 @pytest.fixture
 def pair(registry: CollectorRegistry, spans: Spans) -> Pair:
     return Pair(registry, spans)
-
-
-@asynccontextmanager
-async def serving_pair(pair: Pair, call: Call) -> AsyncIterator[Service]:
-    """Each ``GET /`` of the front service runs ``call(pair, session)`` and answers what it returns."""
-
-    async def front(request: web.Request) -> web.Response:
-        return web.Response(text=str(await call(pair, request.app[CLIENT_SESSION])))
-
-    pair.front.router.add_get("/", front)
-    async with serving(pair.back, shutdown_timeout=0.1) as back, serving(pair.front) as service:
-        pair.target = back.url("")
-        yield service
-
-
-async def call_once(pair: Pair, call: Call) -> None:
-    """Make the front service ``call`` in a request, and see that nothing failed there."""
-    async with serving_pair(pair, call) as service:
-        assert (await service.get("/")).status == 200
-
-
-async def fetch(pair: Pair, session: aiohttp.ClientSession) -> str:
-    async with session.get(f"{pair.target}/status/200") as response:
-        return await response.text()
 
 
 # One trace, one request id
@@ -721,6 +589,7 @@ async def test_excluded_urls_make_no_span_but_are_measured(
     assert pair.spans.clients == []
     assert pair.counted(http_response_status_code="200") == 1
     assert pair.heard[0]["X-Request-ID"]
+    assert "traceparent" not in pair.heard[0]
 
 
 @pytest.mark.parametrize("off", ["tracing", "metrics"])

@@ -35,6 +35,7 @@ LIBRARIES = {
     "opentelemetry": {"tracing"},
     "opentelemetry.instrumentation._semconv": {"client"},
     "opentelemetry.instrumentation.aiohttp_client": {"client"},
+    "opentelemetry.trace": {"client", "tracing"},
     # Which headers to record and what to redact: settings that hold for both kinds of span.
     "opentelemetry.util.http": {"client", "tracing"},
 }
