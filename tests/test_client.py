@@ -226,16 +226,6 @@ async def test_redirects_are_one_call(pair: Pair) -> None:
     assert len({sent["traceparent"] for sent in pair.heard}) == 1
 
 
-async def test_redirects_without_end_are_told(pair: Pair) -> None:
-    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        with pytest.raises(aiohttp.TooManyRedirects):
-            await session.get(f"{pair.target}/redirect/9", max_redirects=2)
-
-    await call_once(pair, call)
-    await pair.the_span()
-    assert pair.counted() == pair.counted(error_type="TooManyRedirects") == 1
-
-
 async def test_a_websocket_lasts_as_long_as_it(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         async with session.ws_connect(f"{pair.target}/socket") as socket:
@@ -249,33 +239,6 @@ async def test_a_websocket_lasts_as_long_as_it(pair: Pair) -> None:
 
 
 # What goes wrong
-
-
-async def test_a_refused_connection_is_told(pair: Pair) -> None:
-    port = unused_port()
-
-    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await session.get(f"http://127.0.0.1:{port}/")
-
-    await call_once(pair, call)
-    span = await pair.the_span()
-    assert span.status.status_code is StatusCode.ERROR
-    assert attributes(span)["error.type"] == "ClientConnectorError"
-    assert [event.name for event in span.events] == ["exception"]
-    series = {"error_type": "ClientConnectorError", "server_port": str(port), "http_response_status_code": ""}
-    assert pair.counted() == pair.counted(**series) == 1
-
-
-async def test_a_name_that_is_not_known_is_told(pair: Pair) -> None:
-    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        with pytest.raises(aiohttp.ClientConnectorDNSError):
-            await session.get("http://nowhere.invalid/")
-
-    await call_once(pair, call)
-    await pair.the_span()
-    series = {"error_type": "ClientConnectorDNSError", "server_address": "nowhere.invalid"}
-    assert pair.counted() == pair.counted(**series) == 1
 
 
 async def run_out_of_time(session: aiohttp.ClientSession, url: str) -> None:

@@ -322,6 +322,7 @@ async def test_a_refused_connection_was_in_its_phase(pair: Pair) -> None:
 
     await call_once(pair, call)
     assert await told_of(pair) == [Told("GET", "127.0.0.1", port, "", "ClientConnectorError")]
+    assert [event.name for event in pair.spans.clients[0].events] == ["exception"]
     assert pair.phases() == {"connect": 1}
 
 
