@@ -275,10 +275,17 @@ def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
         _METHODS.get(request.method, "_OTHER"),
         UNMATCHED if resource is None else resource.canonical,
         path if path.isascii() else valid(path),
-        request.remote,
+        request.remote or None,
         agent if agent is None or agent.isascii() else valid(agent),
         perf_counter(),
     )
+
+
+def _as_sent(request: web.Request, received: int) -> int:
+    """The size of the body on the wire: aiohttp counts what it has unpacked."""
+    declared = request.content_length
+    unpacked = hdrs.CONTENT_ENCODING in request.headers and request.content.is_eof()
+    return declared if unpacked and declared is not None else received
 
 
 def _new_id() -> str:
@@ -293,7 +300,7 @@ def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchan
         method="_OTHER",
         route=MALFORMED,
         path="",
-        client_address=request.remote,
+        client_address=request.remote or None,
         user_agent=None,
         started=perf_counter() - seconds,
     )
@@ -345,7 +352,9 @@ class Flight:
         request = self.request
         transport = request.transport
         self.gone = (transport is None or transport.is_closing()) and not is_complete(response)
-        self.exchange.request_size = request.content.total_bytes
+        received = request.content.total_bytes
+        if received:
+            self.exchange.request_size = _as_sent(request, received)
         if not self.recorder.hears_of_ends or self.error == "CancelledError":
             self.task.add_done_callback(self.landed)
 

@@ -31,6 +31,7 @@ from aiohttp_observe import (
     OBSERVABILITY,
     Exchange,
     Logs,
+    LoopWatch,
     operation,
     setup_observability,
     spawn,
@@ -154,7 +155,8 @@ async def _serve() -> None:
     }.items():
         app.router.add_get(path, handler)
     app[_HEARD] = Heard()
-    setup_observability(app, logs=Logs(queue_size=100_000), observers=[app[_HEARD]])
+    quiet = LoopWatch(threshold=60.0)  # blocks of a busy machine would have spans, too
+    setup_observability(app, logs=Logs(queue_size=100_000), loop_watch=quiet, observers=[app[_HEARD]])
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
