@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from bisect import bisect_left
 from collections import Counter as Counted
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .description import Metrics
 
 __all__ = ["InFlight", "Instruments", "Timed", "instruments_of", "label"]
+
+logger = logging.getLogger("aiohttp_observe")
 
 InFlight = Callable[[], Iterable[Exchange]]
 """Returns the requests being served; called in any thread."""
@@ -70,6 +74,27 @@ class Timed:
         self._observe(seconds)
 
 
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _guarded(method: Method) -> Method:
+    """It is called from within requests, and must not raise into them.
+
+    What it writes to may be gone: the files of prometheus_client's multiprocess mode.
+    """
+
+    @wraps(method)
+    def guarded(self: Instruments, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception:
+            if not self.failed:
+                logger.exception("metrics can't be written; this is told once")
+            self.failed += 1
+
+    return cast(Method, guarded)
+
+
 class Instruments:
     """The metrics of one registry; a `Meter` for the other pillars.
 
@@ -85,6 +110,7 @@ class Instruments:
         self._bounded_client_error = _Bounded(limits.max_names)
         self._bounded_operation = _Bounded(limits.max_names)
         self._bounded_task = _Bounded(limits.max_names)
+        self.failed = 0
         self.in_flight: list[InFlight] = []
         self._methods: set[str] = set()
         self._client: dict[tuple[str, str, int | None, int | None, str | None], Timed] = {}
@@ -199,6 +225,7 @@ class Instruments:
             registry=registry,
         )
 
+    @_guarded
     def count_active(self) -> None:
         """Set the gauge of requests being served, which costs less than to move it with each."""
         served = Counted(exchange.method for in_flight in list(self.in_flight) for exchange in in_flight())
@@ -214,9 +241,11 @@ class Instruments:
 
     # The Meter
 
+    @_guarded
     def operation(self, name: str, outcome: str, seconds: float) -> None:
         self._operations.labels(self._bounded_operation(name), outcome).observe(seconds)
 
+    @_guarded
     def client_request(
         self,
         method: str,
@@ -239,28 +268,36 @@ class Instruments:
             timed = self._client[key] = Timed(series, series.observe)
         timed.observe(seconds, span)
 
+    @_guarded
     def client_phase(self, host: str, phase: str, seconds: float) -> None:
         self._client_phase.labels(self.bounded_host(host), phase).observe(seconds)
 
+    @_guarded
     def task_outcome(self, name: str, outcome: str) -> None:
         self._task_outcomes.labels(self._bounded_task(name), outcome).inc()
 
+    @_guarded
     def task_restart(self, name: str) -> None:
         self._task_restarts.labels(self._bounded_task(name)).inc()
 
+    @_guarded
     def unhandled(self, kind: str) -> None:
         self._unhandled.labels(kind).inc()
 
+    @_guarded
     def loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)
 
+    @_guarded
     def loop_blocked(self, seconds: float) -> None:
         self._blocked.inc()
         self._blocked_seconds.inc(seconds)
 
+    @_guarded
     def internal_error(self, observer: str) -> None:
         self._internal_errors.labels(observer).inc()
 
+    @_guarded
     def dropped(self, what: str, count: int = 1) -> None:
         self._dropped.labels(what).inc(count)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -131,6 +132,7 @@ class Batches(BatchSpanProcessor):
     def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
         super().__init__(exporter)
         self._meter = meter
+        self._taking = threading.Lock()
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context and span.context.trace_flags.sampled:
@@ -139,9 +141,11 @@ class Batches(BatchSpanProcessor):
     def take(self, span: ReadableSpan) -> None:
         """Queue a sampled span for export."""
         batches = self._batch_processor
-        if len(batches._queue) < batches._max_queue_size:
-            batches.emit(span)
-        else:
+        with self._taking:  # spans end in any thread
+            has_room = len(batches._queue) < batches._max_queue_size
+            if has_room:
+                batches.emit(span)
+        if not has_room:
             self._meter.dropped("spans")
 
     def shutdown(self) -> None:

@@ -1,0 +1,321 @@
+"""Broken surroundings: requests are answered as ever, what is lost is counted, and the end comes in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from aiohttp_observe import (
+    OBSERVABILITY,
+    Exchange,
+    Logs,
+    LoopWatch,
+    Metrics,
+    setup_observability,
+    take_snapshot,
+)
+from tests.service import PATIENCE, Service, Witness, run_python, serving, until
+from tests.spans import Handler, ok
+
+REQUESTS = 20
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@asynccontextmanager
+async def observed(
+    registry: CollectorRegistry, handler: Handler = ok, **pillars: Any
+) -> AsyncIterator[tuple[Service, web.Application]]:
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=Metrics(registry=registry), **{"logs": None, **pillars})
+    async with serving(app) as service:
+        yield service, app
+
+
+async def served_well(service: Service) -> None:
+    """That many requests at once are answered."""
+    answers = await asyncio.gather(*(service.get("/") for _ in range(REQUESTS)))
+    assert {answer.status for answer in answers} == {200}
+
+
+def counted(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    return registry.get_sample_value(name, labels) or 0.0
+
+
+# A collector
+
+
+@contextmanager
+def collector_that(how: str) -> Iterator[str]:
+    """The endpoint of one that accepts, and then does nothing good."""
+    stopping = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+
+        def serve() -> None:
+            while not stopping.is_set():
+                with contextlib.suppress(TimeoutError, socket.timeout, OSError):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.settimeout(1.0)
+                        connection.recv(65536)
+                        if how == "resets":
+                            linger = struct.pack("ii", 1, 0)
+                            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                        else:
+                            connection.sendall(b"SSH-2.0-not a collector\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            stopping.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("how", ["resets", "talks garbage"])
+async def test_a_collector_gone_mad(
+    how: str, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiohttp_observe.tracing.server._CLOSE_SECONDS", 0.5)
+    with collector_that(how) as endpoint:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        async with observed(registry) as (service, _):
+            await served_well(service)
+    assert counted(registry, "aiohttp_observe_dropped_total", what="spans") == REQUESTS
+
+
+# A log sink
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it takes /dev/full")
+async def test_a_full_disk(registry: CollectorRegistry) -> None:
+    full = Path("/dev/full").open("w")  # noqa: ASYNC230, SIM115 - closed below, with nothing in its buffer
+    async with observed(registry, logs=Logs(stream=full, replace=True)) as (service, _):
+        await served_well(service)
+    full.close()
+    assert counted(registry, "aiohttp_observe_dropped_total", what="log_lines") >= REQUESTS
+
+
+# Observers
+
+
+class Raising:
+    def started(self, exchange: Exchange) -> None:
+        raise LookupError
+
+    def finished(self, exchange: Exchange) -> None:
+        raise LookupError
+
+
+async def test_an_observer_that_raises_on_every_call(registry: CollectorRegistry) -> None:
+    witness = Witness()
+    async with observed(registry, observers=[Raising(), witness]) as (service, _):
+        await served_well(service)
+        for _ in range(REQUESTS):
+            await witness.next()
+    failed = counted(registry, "aiohttp_observe_internal_errors_total", observer="Raising")
+    assert failed == 2 * REQUESTS
+
+
+class Hanging:
+    def finished(self, exchange: Exchange) -> None:
+        time.sleep(0.3)
+
+
+async def test_an_observer_that_hangs_is_named(registry: CollectorRegistry) -> None:
+    async with observed(registry, observers=[Hanging()], loop_watch=LoopWatch(threshold=0.05)) as (
+        service,
+        app,
+    ):
+        assert (await service.get("/")).status == 200
+        incidents = app[OBSERVABILITY].incidents
+        await until(lambda: incidents.to_dict()["blocked"], "the incident")
+        block = incidents.to_dict()["blocked"][0]
+    assert (Path(block["frame"]["file"]).name, block["frame"]["function"]) == (
+        Path(__file__).name,
+        "finished",
+    )
+
+
+# What can't be shown
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise LookupError
+
+    __str__ = __repr__
+
+
+async def test_what_has_no_words_is_logged_and_shown(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def waits(unspeakable: Unspeakable) -> None:
+        await asyncio.Event().wait()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        task = asyncio.create_task(waits(Unspeakable()), name="quiet")
+        logging.getLogger("shop").warning("here is %s", Unspeakable(), extra={"what": Unspeakable()})
+        await asyncio.sleep(0)
+        shown = [info.name for info in take_snapshot().tasks]
+        task.cancel()
+        return web.Response(text=" ".join(shown))
+
+    caplog.set_level("CRITICAL", "shop")
+    async with observed(registry, handler) as (service, _):
+        assert "quiet" in (await service.get("/")).text
+
+
+# The disk of several processes
+
+SEVERAL = """
+import asyncio, os, shutil, sys
+import aiohttp
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def ok(request):
+    return web.Response()
+
+async def main():
+    app = web.Application()
+    app.router.add_get("/{name}", ok)
+    app.router.add_post("/{name}", ok)
+    setup_observability(app, logs=None)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        async def status(method, path):
+            async with session.request(method, base + path) as response:
+                return response.status
+        statuses = [await status("GET", "/a")]
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        statuses += [await status("GET", "/a") for _ in range(20)]
+        statuses += [await status("POST", "/b") for _ in range(20)]
+        print(*sorted(set(statuses)), await status("GET", "/metrics"))
+    await runner.cleanup()
+
+asyncio.run(main())
+"""
+
+
+def test_the_directory_of_several_processes_metrics_is_gone(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    done = run_python(SEVERAL, PROMETHEUS_MULTIPROC_DIR=str(shared))
+    assert (done.returncode, done.stdout.split()[:-1]) == (0, ["200"]), done.stderr
+
+
+# Forks
+
+
+FORKING = """
+import asyncio, os, sys
+import aiohttp
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def ok(request):
+    return web.Response()
+
+async def main():
+    app = web.Application()
+    app.router.add_get("/", ok)
+    setup_observability(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url) as response:
+            assert response.status == 200
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        async with session.get(url) as response:
+            assert response.status == 200
+    await runner.cleanup()
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_forks_while_it_serves_goes_on() -> None:
+    done = run_python(f"import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n{FORKING}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"aiohttp_observe.access"') == 2
+
+
+# The clock
+
+
+async def test_durations_are_those_of_a_clock_that_never_steps_back(registry: CollectorRegistry) -> None:
+    """The wall clock may: only timestamps are taken from it."""
+    witness = Witness()
+    async with observed(registry, observers=[witness]) as (service, _):
+        await service.get("/")
+        exchange = await witness.next()
+    assert exchange.duration is not None
+    assert 0 < exchange.duration < PATIENCE
+    assert abs(time.perf_counter() - exchange.started) < PATIENCE
+
+
+# The end, without any
+
+
+ENDING = """
+import asyncio, sys
+import aiohttp
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def ok(request):
+    return web.Response()
+
+async def main():
+    app = web.Application()
+    app.router.add_get("/", ok)
+    setup_observability(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        for _ in range(50):
+            async with session.get(url) as response:
+                await response.read()
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+sys.exit(3)
+"""
+
+
+def test_an_end_without_a_clean_up_writes_what_was_logged() -> None:
+    done = run_python(f"import warnings; warnings.simplefilter('ignore')\n{ENDING}")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count('"aiohttp_observe.access"') == 50
+    assert os.linesep * 2 not in done.stdout
