@@ -93,6 +93,7 @@ class Exchange:
     ``user_agent``               the ``User-Agent`` header
     ``started``                  when the middleware saw it, `time.perf_counter` seconds
     ``status``                   the status sent; 499 for a client that left
+    ``close_code``               of a websocket (RFC 6455), ``None`` if it never was closed
     ``error_type``               exception name, ``client_disconnected`` or a 5xx status
     ``duration``                 seconds to the last byte sent
     ``busy``                     seconds its handler held the event loop
@@ -112,6 +113,7 @@ class Exchange:
 
     # Class attributes for what a request begins with: a third of the cost of setting each.
     status: int | None = None
+    close_code: int | None = None
     error_type: str | None = None
     duration: float | None = None
     busy: float = 0.0

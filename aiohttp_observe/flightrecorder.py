@@ -199,6 +199,7 @@ def _whole(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
         "at": _when(exchange.started),
         "in_flight": exchange.duration is None,
         "status": exchange.status,
+        "close_code": exchange.close_code,
         "error_type": exchange.error_type,
         "seconds": _seconds(exchange),
         **_split(exchange, wait),

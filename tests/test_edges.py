@@ -519,7 +519,11 @@ async def test_a_websocket(leaving: str) -> None:
                 assert ws._response.connection is not None
                 transport: Any = ws._response.connection.transport
                 transport.abort()
-        await agree(app, told, ("/", "101", ""))
+        exchange = await agree(app, told, ("/", "101", ""))
+    code = 1000 if leaving == "closes" else 1006
+    assert exchange.close_code == code
+    assert told.access_lines()[0]["websocket.close_code"] == code
+    assert attributes(told.span())["websocket.close_code"] == code
 
 
 # Shutting down
