@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import CellType, GeneratorType
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ def awaited(future: Any, callbacks: Sequence[Any] | None = None) -> Awaited:
         return Awaited("task", "task", (future,))
     children = getattr(future, "_children", None)
     if isinstance(children, list):
-        return Awaited("gather", "gather", tuple(children))
+        return Awaited("gather", "gather", tuple(_gathered(children)))
     for callback, _ in callbacks or getattr(future, "_callbacks", None) or ():
         name = getattr(callback, "__qualname__", None)
         if name == "shield.<locals>._outer_done_callback":
@@ -54,6 +54,16 @@ def awaited(future: Any, callbacks: Sequence[Any] | None = None) -> Awaited:
         if name == "_chain_future.<locals>._call_check_cancel":
             return _EXECUTOR
     return _FUTURE
+
+
+def _gathered(children: Iterable[Any], depth: int = 8) -> Iterator[Any]:
+    """What is gathered, by a gather within a gather too."""
+    for child in children:
+        within = getattr(child, "_children", None)
+        if isinstance(within, list) and depth:
+            yield from _gathered(within, depth - 1)
+        else:
+            yield child
 
 
 def _shielded(inner: Any) -> Awaited:

@@ -34,11 +34,18 @@ async def gather_within_a_limit(tasks: Tasks) -> None:
     await asyncio.wait_for(asyncio.gather(*tasks), 60)
 
 
+async def gather_of_gathers(tasks: Tasks) -> None:
+    await asyncio.gather(asyncio.gather(*tasks[:1]), asyncio.gather(asyncio.gather(*tasks[1:])))
+
+
 async def shielded_gather(tasks: Tasks) -> None:
     await asyncio.shield(asyncio.gather(*tasks))
 
 
-@pytest.mark.parametrize("awaiting", [gather, wait, as_completed, gather_within_a_limit, shielded_gather])
+@pytest.mark.parametrize(
+    "awaiting",
+    [gather, wait, as_completed, gather_within_a_limit, gather_of_gathers, shielded_gather],
+)
 async def test_a_task_waits_for_several(awaiting: Awaiting) -> None:
     async with (
         suspended(asyncio.sleep(60), asyncio.sleep(60)) as tasks,
