@@ -6,13 +6,10 @@ import asyncio
 import contextvars
 import gc
 import json
-import ssl
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -27,9 +24,9 @@ from prometheus_client import CollectorRegistry
 from aiohttp_observe import client_session, operation, request_id, take_snapshot
 from aiohttp_observe.client import _Call
 from tests.calls import DURATION, PHASES, Pair, call_once, fetch, serving_pair
-from tests.real import require
 from tests.service import PATIENCE, run_python, serving, until
 from tests.spans import Spans, attributes, ids
+from tests.tls import Tls, make_tls
 
 
 class Balance(SpanProcessor):
@@ -357,29 +354,9 @@ async def test_a_handshake_that_takes_too_long_is_told_without_the_secrets_of_it
     assert "a=b" in attributes(span)["url.full"]
 
 
-@dataclass(frozen=True)
-class Tls:
-    """A server's certificate that nobody but ``trusting`` trusts."""
-
-    serving: ssl.SSLContext
-    trusting: ssl.SSLContext
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    _make_certificate(require("openssl"), key, certificate)
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(certificate, key)
-    return Tls(server, ssl.create_default_context(cafile=certificate))
-
-
-def _make_certificate(openssl: Path, key: Path, certificate: Path) -> None:
-    options = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=shop.test"
-    names = "subjectAltName=DNS:shop.test,IP:127.0.0.1"
-    files = ("-keyout", str(key), "-out", str(certificate))
-    subprocess.run([openssl, *options.split(), "-addext", names, *files], check=True, capture_output=True)
+    return make_tls(tmp_path_factory.mktemp("tls"))
 
 
 @asynccontextmanager

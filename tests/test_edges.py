@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,16 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
+from aiohttp.web_urldispatcher import AbstractResource, ResourceRoute
 from aiohttp_sse import sse_response
 from opentelemetry.sdk.trace import ReadableSpan
 from prometheus_client import CollectorRegistry
+from yarl import URL
 
 from aiohttp_observe import OBSERVABILITY, Exchange, Logs, Metrics, Tracing, setup_observability
 from tests.service import PATIENCE, Service, Witness, serving, until
 from tests.spans import Handler, Spans, attributes, ok
+from tests.tls import make_tls
 
 LEFT = ("499", "client_disconnected")
 
@@ -322,6 +325,60 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     exchange = await agree(app, told, ("/", "200", ""))
     assert exchange.client_address is None
     await runner.cleanup()
+
+
+async def test_tls(tmp_path: Path) -> None:
+    tls, app, told = make_tls(tmp_path), web.Application(), Told()
+    app.router.add_get("/", ok)
+    told.observe(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls.serving).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}/"
+    async with aiohttp.ClientSession() as session, session.get(url, ssl=tls.trusting) as response:
+        assert response.status == 200
+    await agree(app, told, ("/", "200", ""))
+    assert attributes(told.span())["url.scheme"] == "https"
+    await runner.cleanup()
+
+
+class Catalogue(AbstractResource):
+    """A resource of the service's own, that knows its paths by other means than a pattern."""
+
+    @property
+    def canonical(self) -> str:
+        return "/catalogue"
+
+    def url_for(self, **kwargs: str) -> URL:
+        return URL("/catalogue")
+
+    def add_prefix(self, prefix: str) -> None:
+        raise NotImplementedError
+
+    def get_info(self) -> Any:
+        return {"path": "/catalogue"}
+
+    def raw_match(self, path: str) -> bool:
+        return False
+
+    async def resolve(self, request: web.Request) -> Any:
+        if not request.path.startswith("/catalogue/"):
+            return None, set()
+        return web.UrlMappingMatchInfo({"all": request.path}, ResourceRoute("GET", ok, self)), {"GET"}
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+async def test_a_resource_of_the_services_own() -> None:
+    app = web.Application()
+    app.router.register_resource(Catalogue())
+    async with observed(app) as (service, told):
+        assert (await service.get("/catalogue/a/b/c")).status == 200
+        await agree(app, told, ("/catalogue", "200", ""))
 
 
 async def test_several_sites_of_one_application() -> None:

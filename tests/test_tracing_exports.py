@@ -181,6 +181,15 @@ async def test_all_kinds_of_spans_go_there(collector: Receiver) -> None:
     assert (server.status, server.events, price.events) == ("ERROR", ("exception",), ("exception",))
 
 
+async def test_what_a_collector_has_no_time_for_is_counted(
+    collector: Receiver, registry: CollectorRegistry
+) -> None:
+    collector.status = 429
+    async with exporting(registry) as (service, _):
+        await service.get("/")
+    assert registry.get_sample_value("aiohttp_observe_dropped_total", {"what": "spans"}) == 1
+
+
 async def test_what_a_collector_refuses_is_counted(
     collector: Receiver, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
