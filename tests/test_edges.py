@@ -263,7 +263,7 @@ def nested(depth: int) -> web.Application:
 def with_domain() -> web.Application:
     app, there = web.Application(), web.Application()
     there.router.add_get("/there", ok)
-    app.add_domain("127.0.0.1", there)
+    app.add_domain("there.example", there)
     return app
 
 
@@ -306,7 +306,7 @@ def with_files() -> web.Application:
 async def test_routes(make: Callable[[], web.Application], path: str, route: str) -> None:
     app = make()
     async with observed(app) as (service, told):
-        answer = await service.get(path)
+        answer = await service.get(path, headers={"Host": "there.example"})
         assert answer.status == 200
         exchange = await agree(app, told, (route, "200", ""))
     assert exchange.response_size == len(answer.text.encode())

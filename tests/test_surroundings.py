@@ -96,7 +96,7 @@ def collector_that(how: str) -> Iterator[str]:
 async def test_a_collector_gone_mad(
     how: str, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiohttp_observe.tracing.server._CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("aiohttp_observe.tracing.provider._EXPORT_SECONDS", 0.5)
     with collector_that(how) as endpoint:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         async with observed(registry) as (service, _):

@@ -207,7 +207,7 @@ async def test_a_collector_that_is_down_holds_up_no_clean_up(
     down: str, collector: Receiver, monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
 ) -> None:
     """The exporter would retry for ten seconds a batch, in a thread that the process waits for."""
-    monkeypatch.setattr("aiohttp_observe.tracing.server._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("aiohttp_observe.tracing.provider._EXPORT_SECONDS", 0.2)
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
     collector.status = 503
     if down == "refused":

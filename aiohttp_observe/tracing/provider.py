@@ -42,7 +42,8 @@ _BATCHES = {
     "OTEL_BSP_MAX_QUEUE_SIZE": 2048,
 }
 """Variables and their defaults."""
-_SHUTDOWN_MILLISECONDS = 5000
+_EXPORT_SECONDS = 5.0
+_ABORT_SECONDS = 1.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 LINK: ContextVar[SpanContext | None] = ContextVar("aiohttp_observe_link", default=None)
@@ -116,18 +117,13 @@ class OwnProvider(TracerProvider):
     def __init__(self, meter: Meter, service_name: str | None) -> None:
         named = {} if service_name is None else {"service.name": service_name}
         super().__init__(resource=Resource.create(named))
-        self._exporters = [_Counted(_exporter(name), meter) for name in check_exporters() if name != "none"]
-        for exporter in self._exporters:
-            self.add_span_processor(Batches(exporter, meter))
-
-    def give_up(self) -> None:
-        """Stop a `shutdown` that retries: what hasn't been exported by now is lost, and counted."""
-        for exporter in self._exporters:
-            exporter.shutdown()
+        for name in check_exporters():
+            if name != "none":
+                self.add_span_processor(Batches(_Counted(_exporter(name), meter), meter))
 
 
 class Batches(BatchSpanProcessor):
-    """The SDK's, but spans for which its queue has no room are counted, and its end is bounded."""
+    """The SDK's, but what it drops is counted, and its end is bounded."""
 
     def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
         super().__init__(exporter)
@@ -142,15 +138,24 @@ class Batches(BatchSpanProcessor):
         """Queue a sampled span for export."""
         batches = self._batch_processor
         with self._taking:  # spans end in any thread
-            has_room = len(batches._queue) < batches._max_queue_size
+            has_room = len(batches._queue) < batches._max_queue_size and not batches._shutdown
             if has_room:
                 batches.emit(span)
         if not has_room:
             self._meter.dropped("spans")
 
     def shutdown(self) -> None:
-        """Export what is queued; the interpreter, too, waits for this at its end."""
-        self._batch_processor.shutdown(_SHUTDOWN_MILLISECONDS)
+        """Export what is queued, within six seconds: the interpreter, too, waits for this at its end.
+
+        A collector that is down would have the exporter retry; then what is left is lost, and counted.
+        """
+        batches = self._batch_processor
+        batches.shutdown(int(_EXPORT_SECONDS * 1000))
+        batches._worker_thread.join(_ABORT_SECONDS)
+        left = len(batches._queue)
+        if left:
+            batches._queue.clear()
+            self._meter.dropped("spans", left)
 
 
 def _exporter(name: str) -> SpanExporter:

@@ -41,8 +41,7 @@ from .span import NOTHING, Borrowed, RequestSpan, fail, starter
 
 __all__ = ["ServerTracer"]
 
-_CLOSE_SECONDS = 5.0
-_GIVE_UP_SECONDS = 1.0
+_FLUSH_SECONDS = 5.0
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
@@ -99,10 +98,10 @@ class ServerTracer:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
         provider = self.provider
         if self._own is not None and not self._set_global:
-            await _shut_down(self._own)
+            await asyncio.wait([_in_thread(self._own.shutdown)])
         elif isinstance(provider, TracerProvider):
-            flush = partial(provider.force_flush, int(_CLOSE_SECONDS * 1000))
-            await asyncio.wait([_in_thread(flush)], timeout=_CLOSE_SECONDS)
+            flush = partial(provider.force_flush, int(_FLUSH_SECONDS * 1000))
+            await asyncio.wait([_in_thread(flush)], timeout=_FLUSH_SECONDS)
 
     # Hooks of a request
 
@@ -270,15 +269,6 @@ def _current_context() -> SpanContext | None:
 
 def _in_thread(blocking: Callable[[], object]) -> asyncio.Future[object]:
     return asyncio.get_running_loop().run_in_executor(None, blocking)
-
-
-async def _shut_down(provider: OwnProvider) -> None:
-    """Export what is left; a collector that is down holds up neither us nor the end of the process."""
-    work = _in_thread(provider.shutdown)
-    done, _ = await asyncio.wait([work], timeout=_CLOSE_SECONDS)
-    if not done:
-        provider.give_up()
-        await asyncio.wait([work], timeout=_GIVE_UP_SECONDS)
 
 
 class _HeaderCapture:
