@@ -60,6 +60,11 @@ async def wait_for_the_executor() -> None:
     await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.05)
 
 
+def kinds_of(exchange: Exchange) -> set[str]:
+    """What its handler waited for: to send the response takes its time on a busy machine."""
+    return exchange.waiting.keys() - {"response"}
+
+
 @pytest.mark.parametrize(
     ("kind", "work"),
     [
@@ -75,7 +80,7 @@ async def wait_for_the_executor() -> None:
 )
 async def test_a_wait_is_told_by_its_kind(kind: str, work: Work, registry: CollectorRegistry) -> None:
     exchange = await split_of(work, registry)
-    assert list(exchange.waiting) == [kind]
+    assert kinds_of(exchange) == {kind}
     assert exchange.duration is not None
     assert 0.04 < exchange.waiting[kind] + exchange.ready < exchange.duration
 
@@ -87,7 +92,7 @@ async def test_waits_of_a_kind_add_up_and_kinds_stay_apart(registry: CollectorRe
         await asyncio.sleep(0.03)
 
     exchange = await split_of(work, registry)
-    assert exchange.waiting.keys() == {"sleep", "lock"}
+    assert kinds_of(exchange) == {"sleep", "lock"}
     assert exchange.waiting["sleep"] + exchange.ready > 0.05
 
 
@@ -96,7 +101,7 @@ async def test_work_on_the_loop_is_not_waiting(registry: CollectorRegistry) -> N
         time.sleep(0.02)  # noqa: ASYNC251 - to hold the loop is the point
 
     exchange = await split_of(work, registry)
-    assert not exchange.waiting
+    assert not kinds_of(exchange)
     assert exchange.busy > 0.019
 
 
