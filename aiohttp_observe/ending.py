@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from .exchange import Exchange
+from .websockets import uncount
 
 __all__ = ["is_complete", "result_of", "tell_end"]
 
@@ -31,7 +32,9 @@ def tell_end(
         exchange.response_size = _body_size(exchange, response, gone or failure is not None)
     status = exchange.status
     if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
-        exchange.close_code = getattr(response, "close_code", None)
+        if exchange.websocket is not None:
+            exchange.websocket.close_code = getattr(response, "close_code", None)
+            uncount(response)
         exchange.error_type = None if gone and failure in _LEFT else failure
     elif gone:
         exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, _CLIENT_DISCONNECTED

@@ -28,6 +28,7 @@ __all__ = [
     "Scope",
     "SpanIds",
     "Step",
+    "Websocket",
     "current_exchange",
     "current_scope",
     "request_id",
@@ -77,6 +78,31 @@ class Step:
         self.seconds, self.error = seconds, error
 
 
+class Websocket:
+    """What passed over a websocket: its text and binary messages.
+
+    ``close_code`` (RFC 6455) is ``None`` until it is closed.
+    """
+
+    __slots__ = ("close_code", "received", "sent")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+        self.close_code: int | None = None
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """As an access line and a span have it."""
+        attributes = {
+            "websocket.messages_received": self.received,
+            "websocket.messages_sent": self.sent,
+        }
+        if self.close_code is not None:
+            attributes["websocket.close_code"] = self.close_code
+        return attributes
+
+
 class Exchange:
     """The facts of one request and its response.
 
@@ -93,7 +119,7 @@ class Exchange:
     ``user_agent``               the ``User-Agent`` header
     ``started``                  when the middleware saw it, `time.perf_counter` seconds
     ``status``                   the status sent; 499 for a client that left
-    ``close_code``               of a websocket (RFC 6455), ``None`` if it never was closed
+    ``websocket``                what passed over it, if it is one
     ``error_type``               exception name, ``client_disconnected`` or a 5xx status
     ``duration``                 seconds to the last byte sent
     ``busy``                     seconds its handler held the event loop
@@ -113,7 +139,7 @@ class Exchange:
 
     # Class attributes for what a request begins with: a third of the cost of setting each.
     status: int | None = None
-    close_code: int | None = None
+    websocket: Websocket | None = None
     error_type: str | None = None
     duration: float | None = None
     busy: float = 0.0

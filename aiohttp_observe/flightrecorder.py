@@ -199,7 +199,7 @@ def _whole(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
         "at": _when(exchange.started),
         "in_flight": exchange.duration is None,
         "status": exchange.status,
-        "close_code": exchange.close_code,
+        "websocket": None if exchange.websocket is None else exchange.websocket.attributes,
         "error_type": exchange.error_type,
         "seconds": _seconds(exchange),
         **_split(exchange, wait),

@@ -28,6 +28,7 @@ from multidict import istr
 from .ending import is_complete, result_of, tell_end
 from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, valid
 from .tasks import SHORT, adopt, drive, suspended_for
+from .websockets import count_messages
 
 __all__ = ["REQUEST_ID_HEADER", "Recorder"]
 
@@ -134,6 +135,8 @@ class Recorder:
         if flight is not None:
             flight.response = response
         exchange.status = response.status
+        if isinstance(response, web.WebSocketResponse):
+            exchange.websocket = count_messages(response)
         response.headers[REQUEST_ID_HEADER] = exchange.request_id
         for name, hook in self._prepared:
             try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import io
 import json
 import sys
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -577,10 +579,49 @@ async def test_a_websocket(leaving: str) -> None:
                 transport: Any = ws._response.connection.transport
                 transport.abort()
         exchange = await agree(app, told, ("/", "101", ""))
-    code = 1000 if leaving == "closes" else 1006
-    assert exchange.close_code == code
-    assert told.access_lines()[0]["websocket.close_code"] == code
-    assert attributes(told.span())["websocket.close_code"] == code
+    facts = {
+        "websocket.messages_received": 1,
+        "websocket.messages_sent": 1,
+        "websocket.close_code": 1000 if leaving == "closes" else 1006,
+    }
+    assert exchange.websocket is not None
+    assert exchange.websocket.attributes == facts
+    assert facts.items() <= told.access_lines()[0].items()
+    assert facts.items() <= attributes(told.span()).items()
+
+
+async def test_a_websocket_tells_its_messages_and_is_left_as_it_was() -> None:
+    app, sockets = web.Application(), []
+
+    async def talks(request: web.Request) -> web.StreamResponse:
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        sockets.append(weakref.ref(ws))
+        await ws.send_json({"hello": "you"})
+        assert await ws.receive_json() == ["hello"]
+        assert await ws.receive_bytes() == b"bytes"
+        await ws.ping()
+        for _ in range(3):
+            await ws.send_bytes(b"bytes")
+        with pytest.raises(TypeError):
+            await ws.send_str(b"no text")  # type: ignore[arg-type]
+        await ws.close()
+        return ws
+
+    app.router.add_get("/", talks)
+    gc.disable()
+    try:
+        async with observed(app) as (service, told):
+            async with service.session.ws_connect(service.url("/")) as ws:
+                await ws.send_json(["hello"])
+                await ws.send_bytes(b"bytes")
+                assert len([message async for message in ws]) == 4
+            exchange = await agree(app, told, ("/", "101", ""))
+            assert exchange.websocket is not None
+            assert (exchange.websocket.received, exchange.websocket.sent) == (2, 4)
+        assert [ref() for ref in sockets] == [None]
+    finally:
+        gc.enable()
 
 
 # Shutting down

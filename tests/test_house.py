@@ -15,6 +15,7 @@ HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
     {"bundles", "cli", "exchange", "flood", "options", "profile", "redaction"},
+    {"websockets"},
     {"ending", "flightrecorder", "history", "tasks"},
     {"incidents"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 import logging
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,11 +28,13 @@ from aiohttp_observe import (
     Logs,
     LoopWatch,
     Metrics,
+    Tracing,
+    operation,
     setup_observability,
     take_snapshot,
 )
 from tests.service import PATIENCE, Service, Witness, run_python, serving, until
-from tests.spans import Handler, ok
+from tests.spans import Handler, Spans, ok
 
 REQUESTS = 20
 
@@ -155,6 +160,38 @@ async def test_an_observer_that_hangs_is_named(registry: CollectorRegistry) -> N
         Path(__file__).name,
         "finished",
     )
+
+
+# The wall clock
+
+
+async def test_a_clock_that_is_set_back_makes_no_duration_negative(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans, log, hours = Spans(), io.StringIO(), 0
+    ours = "aiohttp_observe.tracing"
+    for name in ("opentelemetry.sdk.trace", f"{ours}.span", f"{ours}.operation"):
+        monkeypatch.setattr(sys.modules[name], "time_ns", lambda: time.time_ns() - hours * 3_600_000_000_000)
+    monkeypatch.setattr("aiohttp_observe.logs.access.time", lambda: time.time() - hours * 3600)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal hours
+        with operation("step"):
+            hours += 2
+            await asyncio.sleep(0.01)
+        return web.Response()
+
+    logs, tracing = Logs(stream=log, replace=True), Tracing(provider=spans.provider)
+    async with observed(registry, handler, logs=logs, tracing=tracing) as (service, _):
+        for _ in range(3):
+            await service.get("/")
+        ended = await spans.until(6)
+    for span in ended:
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert 0.01 < (span.end_time - span.start_time) / 1e9 < PATIENCE
+    took = [json.loads(line)["duration_ms"] for line in log.getvalue().splitlines()]
+    assert [10 < each < PATIENCE * 1000 for each in took] == [True] * 3
 
 
 # What can't be shown

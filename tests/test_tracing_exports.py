@@ -181,10 +181,12 @@ async def test_all_kinds_of_spans_go_there(collector: Receiver) -> None:
     assert (server.status, server.events, price.events) == ("ERROR", ("exception",), ("exception",))
 
 
+@pytest.mark.parametrize("status", [429, 500])
 async def test_what_a_collector_has_no_time_for_is_counted(
-    collector: Receiver, registry: CollectorRegistry
+    status: int, collector: Receiver, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collector.status = 429
+    monkeypatch.setattr("aiohttp_observe.tracing.provider._EXPORT_SECONDS", 0.2)
+    collector.status = status
     async with exporting(registry) as (service, _):
         await service.get("/")
     assert registry.get_sample_value("aiohttp_observe_dropped_total", {"what": "spans"}) == 1

@@ -60,8 +60,8 @@ def _add_facts(line: dict[str, Any], exchange: Exchange) -> None:
         line["client.address"] = exchange.client_address
     if exchange.user_agent is not None:
         line["user_agent.original"] = exchange.user_agent
-    if exchange.close_code is not None:
-        line["websocket.close_code"] = exchange.close_code
+    if exchange.websocket is not None:
+        line.update(exchange.websocket.attributes)
     if exchange.error_type is not None:
         line["error.type"] = exchange.error_type
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, time_ns
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         self._task = _task_or_none()
         if self._task is not None:
             self._outer = name_operation(self._task, self._name)
-        self._started = perf_counter()
+        self._at, self._started = time_ns(), perf_counter()
         exchange = current_exchange()
         self._step = None if exchange is None else exchange.begin_step("operation", self._name, self._started)
         return self._span
@@ -70,7 +70,8 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         # Not a token's detach: an async generator may be finalised in another context.
         if trace.get_current_span() is self._span:
             context_api.attach(self._around)
-        outcome = _end_operation(self._span, exc)
+        outcome = _mark(self._span, exc)
+        self._span.end(self._at + int(seconds * 1e9))  # the wall clock may have been set meanwhile
         if self._step is not None:
             self._step.end(seconds, None if exc is None else type(exc).__qualname__)
         if self._scope is not None:
@@ -118,8 +119,8 @@ def _task_or_none() -> asyncio.Task[Any] | None:
         return None
 
 
-def _end_operation(span: Span, exc: BaseException | None) -> str:
-    """End the span and say how the operation went."""
+def _mark(span: Span, exc: BaseException | None) -> str:
+    """Say how the operation went, and have its span say so."""
     outcome = "ok"
     if isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
         outcome = "cancelled"
@@ -127,5 +128,4 @@ def _end_operation(span: Span, exc: BaseException | None) -> str:
     elif exc is not None:
         outcome = "error"
         fail(span, exc)
-    span.end()
     return outcome

@@ -492,8 +492,8 @@ def _outcome(exchange: Exchange) -> dict[str, Any]:
         outcome["http.response.status_code"] = exchange.status
     if exchange.error_type is not None:
         outcome["error.type"] = exchange.error_type
-    if exchange.close_code is not None:
-        outcome["websocket.close_code"] = exchange.close_code
+    if exchange.websocket is not None:
+        outcome.update(exchange.websocket.attributes)
     if exchange.ready or exchange.waiting:
         _add_time_split(outcome, exchange)
     return outcome
