@@ -202,7 +202,7 @@ class Observability:
         await drain(self.scope, failures.shutdown_timeout)
 
     async def _run(self, app: web.Application) -> AsyncIterator[None]:
-        """Start-up and clean-up of everything, in opposite orders."""
+        """Start-up of everything; clean-up, in the opposite order, here if no other follows."""
         _refuse_nested(app)
         async with AsyncExitStack() as stack:
             loop = asyncio.get_running_loop()
@@ -222,8 +222,19 @@ class Observability:
             await self._serve_apart(stack)
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
+            if not app.on_cleanup.frozen:
+                app.on_cleanup.append(self._close)
             yield
             await self._drain(app)  # what the service's own clean-up has spawned
+            if app.on_cleanup.frozen and self._close in app.on_cleanup:
+                self._closing = _Closing(stack.pop_all())
+                return
+        SCOPE.set(None)
+
+    async def _close(self, app: web.Application) -> None:
+        """After the last ``on_cleanup`` of the service, whose lines and failures are told of, too."""
+        await self._drain(app)
+        await self._closing.close()
         SCOPE.set(None)
 
     async def _serve_apart(self, stack: AsyncExitStack) -> None:
@@ -297,6 +308,22 @@ class Observability:
 
         timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()
+
+
+class _Closing:
+    """Closes ``stack`` when told to, or when the loop's end cancels what is left: clean-up may fail."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._due = asyncio.Event()
+        self._task = asyncio.create_task(self._wait_and_close(stack), name="aiohttp-observe-closing")
+
+    async def _wait_and_close(self, stack: AsyncExitStack) -> None:
+        async with stack:
+            await self._due.wait()
+
+    async def close(self) -> None:
+        self._due.set()
+        await self._task
 
 
 OBSERVABILITY: web.AppKey[Observability] = web.AppKey("OBSERVABILITY", Observability)

@@ -448,15 +448,41 @@ async def test_the_services_own_resources_are_still_observed(registry: Collector
         yield
         logging.getLogger("database").info("closed")
 
+    async def last(app: web.Application) -> None:
+        logging.getLogger("database").info("forgotten")
+
     app = web.Application()
     app.cleanup_ctx.append(database)
     setup_observability(
         app, metrics=Metrics(registry=registry), logs=Logs(stream=stream, replace=True, access=False)
     )
+    app.on_cleanup.append(last)
     async with serving(app):
         pass
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["message"] for line in lines if line["logger"] == "database"] == ["opened", "closed"]
+    told = [line["message"] for line in lines if line["logger"] == "database"]
+    assert told == ["opened", "closed", "forgotten"]
+
+
+def test_a_clean_up_that_fails_restores_with_the_loops_end(registry: CollectorRegistry) -> None:
+    """What is registered after it is not called any more, and ours is the last."""
+
+    async def broken(app: web.Application) -> None:
+        raise ConnectionError("no database")
+
+    async def serve() -> None:
+        app = application()
+        app.on_cleanup.append(broken)
+        logs = Logs(stream=io.StringIO(), replace=True)
+        setup_observability(app, metrics=Metrics(registry=registry), logs=logs)
+        async with serving(app):
+            pass
+
+    before = logging.root.handlers[:], logging.getLogRecordFactory(), sys.unraisablehook
+    with pytest.raises(ConnectionError, match="no database"):
+        asyncio.run(serve())
+    assert (logging.root.handlers, logging.getLogRecordFactory(), sys.unraisablehook) == before
+    assert not threads()
 
 
 async def test_background_tasks_end_before_the_services_own_resources(registry: CollectorRegistry) -> None:
