@@ -27,7 +27,7 @@ from multidict import istr
 
 from .ending import is_complete, result_of, tell_end
 from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, valid
-from .tasks import SHORT, adopt, drive, suspended_for
+from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
 
 __all__ = ["REQUEST_ID_HEADER", "Recorder"]
@@ -37,6 +37,8 @@ REQUEST_ID_HEADER = istr("X-Request-ID")
 _SETTLE_COUNT = 16
 _SETTLE_DELAY = 0.02
 """Requests, and seconds, after which what they left for later is done."""
+_SENT_AT_ONCE = 0.01
+"""Seconds in which a response may well have been sent without waiting for anybody."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _METHODS = {
     name: name
@@ -208,7 +210,7 @@ class Recorder:
         now = perf_counter()
         exchange.duration = now - exchange.started
         left_at = exchange.suspended_at
-        if left_at is not None and now - left_at > SHORT:
+        if left_at is not None and now - left_at > _SENT_AT_ONCE:
             flight.sent(now - left_at)
         if exchange.client_left_at is not None:
             exchange.abandoned = now - exchange.client_left_at

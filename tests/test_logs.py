@@ -425,7 +425,8 @@ MEASURED = {"timestamp", "trace_id", "span_id", "duration_ms", "busy_ms", "longe
 def without_measures(line: Line) -> Line:
     assert line.keys() >= MEASURED
     assert 0 < line["longest_poll_ms"] <= line["busy_ms"] <= line["duration_ms"]
-    return {key: value for key, value in line.items() if key not in MEASURED}
+    by_chance = {"waiting_ms"}  # a busy machine takes its time to send the response
+    return {key: value for key, value in line.items() if key not in MEASURED | by_chance}
 
 
 async def test_there_is_one_access_line_a_request() -> None:

@@ -28,7 +28,7 @@ loop is blocked.
 ==============  ==================================================================
 """
 
-from .drive import SHORT, drive
+from .drive import drive
 from .forgotten import is_forgotten
 from .holding import note_contention
 from .model import (
@@ -64,7 +64,6 @@ from .tree import Tree, tree_of, tree_text, tree_to_dict
 from .waits import register_wait_kind
 
 __all__ = [
-    "SHORT",
     "Birth",
     "Blocked",
     "CoroCount",

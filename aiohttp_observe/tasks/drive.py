@@ -8,12 +8,12 @@ from time import perf_counter
 from types import CoroutineType, coroutine
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["SHORT", "Polled", "Told", "drive"]
+__all__ = ["Polled", "Told", "drive"]
 
 A = TypeVar("A")
 T = TypeVar("T")
 
-SHORT = 0.001
+_SHORT = 0.001
 """Seconds of waiting that aren't worth telling what for."""
 
 
@@ -64,7 +64,7 @@ def drive(
         resume = coro.send
         while True:
             begun = perf_counter()
-            if begun - ended > SHORT:
+            if begun - ended > _SHORT:
                 told.waited(coro, awaited, callbacks, ended, begun)
             try:
                 awaited = resume(value)
