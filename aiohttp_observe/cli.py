@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
@@ -45,28 +46,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aiohttp-observe", description="What an aiohttp service is doing.")
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("AIOHTTP_OBSERVE_URL", _DEFAULT),
-        help=f"of the console; default AIOHTTP_OBSERVE_URL, else {_DEFAULT}",
+    parser = argparse.ArgumentParser(
+        prog="aiohttp-observe", description="What an aiohttp service is doing.", parents=[_place()]
     )
-    parser.add_argument("--unix-socket", metavar="PATH", help="of Admin(unix_socket=...), in place of TCP")
+    where = _place()
+    parser.set_defaults(url=os.environ.get("AIOHTTP_OBSERVE_URL", _DEFAULT), unix_socket=None)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_ in (
         ("ps", "the verdict and the tasks, oldest first"),
         ("top", "the same, live, grouped by what they wait for"),
     ):
-        command = commands.add_parser(name, help=help_)
+        command = commands.add_parser(name, help=help_, parents=[where])
         command.add_argument("--state")
         command.add_argument("--wait", help="a wait kind")
         command.add_argument("--coro", help="part of a coroutine's name")
         command.add_argument("--limit", type=int, default=50, help="tasks to show; default 50")
-    commands.add_parser("tree", help="who awaits whom, and who started whom")
-    commands.add_parser("dump", help="everything, as JSON")
-    profile = commands.add_parser("profile", help="collapsed stacks of the loop's thread, for flame graphs")
+    commands.add_parser("tree", help="who awaits whom, and who started whom", parents=[where])
+    commands.add_parser("dump", help="everything, as JSON", parents=[where])
+    profile = commands.add_parser(
+        "profile", help="collapsed stacks of the loop's thread, for flame graphs", parents=[where]
+    )
     profile.add_argument("seconds", nargs="?", type=float, default=5.0)
     return parser
+
+
+def _place() -> argparse.ArgumentParser:
+    """Options that may stand before the command or after it, and there don't undo those before."""
+    where = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    where.add_argument("--url", help=f"of the console; default AIOHTTP_OBSERVE_URL, else {_DEFAULT}")
+    where.add_argument("--unix-socket", metavar="PATH", help="of Admin(unix_socket=...), in place of TCP")
+    return where
 
 
 async def _run(options: argparse.Namespace) -> None:
@@ -78,7 +87,13 @@ async def _run(options: argparse.Namespace) -> None:
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, read_bufsize=_LONGEST_LINE
     ) as session:
-        await commands[options.command](Remote(session, options.url.rstrip("/")), options)
+        await commands[options.command](Remote(session, _console(options.url)), options)
+
+
+def _console(url: str) -> str:
+    """Where the console is, if only its host and port are given too."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/_tasks"))
 
 
 def _let_it_be_interrupted() -> None:

@@ -53,6 +53,13 @@ async def test_ps_shows_what_every_task_waits_for(capsys: pytest.CaptureFixture[
     assert "test_cli.py:" in line
 
 
+async def test_the_host_and_the_port_say_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    async with service() as served:
+        for where in (served.url(""), served.url("/").removeprefix("http://")):
+            assert await asyncio.to_thread(main, ["ps", "--url", where]) == 0
+            assert "refresh-cache" in capsys.readouterr().out
+
+
 async def test_its_filters_are_those_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     async with service() as served:
         await said(served, "ps", "--coro", "sleeper", "--wait", "sleep", "--limit", "1")
