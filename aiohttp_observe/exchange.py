@@ -126,7 +126,7 @@ class Exchange:
     ``polls``, ``longest_poll``  how often the handler was resumed, longest stretch (s)
     ``ready``                    seconds it could have gone on while the loop was held up
     ``waiting``                  seconds it waited, by wait kind; those under 1 ms aren't told, nor a
-                             ``response`` that was sent within 10 ms
+                                 ``response`` that was sent within 10 ms
     ``suspended_at``             when it last gave the loop back, ``None`` if it never did
     ``client_left_at``           when its client was seen to have left before the end
     ``abandoned``                seconds worked after the client had left
