@@ -10,14 +10,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from .chain import Chain
+from .chain import Chain, held_by
 from .edges import awaited
 from .stacks import Stack, Stacks, kind_at, read_wait
 from .tracker import is_made_by_wait_for
 
-__all__ = ["stack_of_chain", "suspended_for", "waits_for", "whereabouts"]
+__all__ = ["outbound_call", "stack_of_chain", "suspended_for", "waits_for", "whereabouts"]
 
 _MOST_STACKS = 1000
+_CALLS = ("ClientRequest", "ClientResponse")
 _stacks = Stacks(depth=1)
 
 
@@ -55,6 +56,18 @@ def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
         return None if reading is None else (reading.kind, reading.detail)
     except Exception:  # an awaitable that is like no other
         return None
+
+
+def outbound_call(task: asyncio.Task[Any]) -> str | None:
+    """``GET inventory``: the request of aiohttp's client that it waits in, if it does.  Never raises."""
+    try:
+        for awaitable in reversed(Chain(task, is_made_by_wait_for).awaitables):
+            for held in held_by(awaitable):
+                if type(held).__name__ in _CALLS and type(held).__module__.startswith("aiohttp."):
+                    return f"{held.method} {held.url.host}"
+    except Exception:  # another aiohttp than we know
+        return None
+    return None
 
 
 def whereabouts(task: asyncio.Task[Any]) -> str:

@@ -12,6 +12,7 @@ from .growth import Growing
 from .model import Blocked, Finding, Frame, LoopState, Resource
 from .places import own_line
 from .resources import Meetings
+from .suspension import outbound_call
 from .tracker import age_of, exchange_of, is_adopted, number_of
 
 __all__ = ["findings"]
@@ -146,17 +147,13 @@ class _Verdict:
         reading = self._meetings.readings.get(number)
         if reading is None:
             return None
-        exchange = exchange_of(self._meetings.tasks[number])
-        if reading.kind == "http_client" and exchange is not None:
-            open_calls = [
-                step.name for step in exchange.steps if step.kind == "client" and step.seconds is None
-            ]
-            if open_calls:
-                return open_calls[-1]
-        return reading.detail
+        call = outbound_call(self._meetings.tasks[number]) if reading.kind == "http_client" else None
+        return call or reading.detail
 
     def _name_of(self, number: int) -> str:
-        return self._meetings.tasks[number].get_name()
+        task = self._meetings.tasks[number]
+        exchange = exchange_of(task) if is_adopted(task) else None
+        return task.get_name() + ("" if exchange is None else f" ({exchange.method} {exchange.route})")
 
 
 def _leak(crowd: Growing) -> Finding:

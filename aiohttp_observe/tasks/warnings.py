@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, ref
 
 from .model import LoopState, Resource
 from .seen import Seen
+from .suspension import outbound_call
 from .tracker import is_adopted, number_of
 
 __all__ = ["Circumstances", "is_orphan", "warnings_of"]
@@ -146,7 +147,7 @@ def _held_across(seen: Seen, known: Circumstances) -> str | None:
     waiting = len(resource.waiters)
     return (
         f"holds a {resource.type} that {waiting} {'wait' if waiting > 1 else 'waits'} for "
-        f"while it waits for {seen.reading.detail}"
+        f"while it waits for {outbound_call(seen.task) or seen.reading.detail}"
     )
 
 

@@ -125,6 +125,33 @@ async def test_a_client_waits_for_the_answer(
     assert (wait.kind, wait.detail) == ("http_client", "ClientSession.request → ClientResponse.start")
 
 
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [("/hold", "ClientSession.request → ClientResponse.start"), ("/begin", "ClientResponse.read")],
+)
+async def test_the_verdict_says_which_call_a_lock_is_held_across(
+    path: str, detail: str, shop: Shop, server: TestServer, session: ClientSession
+) -> None:
+    lock = asyncio.Lock()
+
+    async def refresh() -> None:
+        async with lock:
+            await fetch(session, server.make_url(path))
+
+    async def read() -> None:
+        async with lock:
+            pass
+
+    async with suspended(refresh()) as (task,):
+        await shop.entered.wait()
+        await wait_with(task, detail)
+        async with suspended(*[read() for _ in range(12)]):
+            (sentence,) = take_snapshot().verdict
+            (warning,) = info_of(task).warnings
+    assert sentence.endswith(", which waits for GET 127.0.0.1")
+    assert warning == "holds a Lock that 12 wait for while it waits for GET 127.0.0.1"
+
+
 async def wait_with(task: asyncio.Task[Any], detail: str) -> Wait:
     """The wait of ``task`` once it is for ``detail``."""
     for _ in range(500):
