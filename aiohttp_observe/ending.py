@@ -8,7 +8,7 @@ from typing import Any
 from .exchange import Exchange
 from .websockets import uncount
 
-__all__ = ["is_complete", "result_of", "tell_end"]
+__all__ = ["has_begun", "is_complete", "result_of", "tell_end"]
 
 _CLIENT_DISCONNECTED = "client_disconnected"
 
@@ -29,6 +29,8 @@ def tell_end(
     if response is not None:
         if failure is None:
             exchange.status = getattr(response, "status", exchange.status)
+        elif not has_begun(response):
+            exchange.status = None
         exchange.response_size = _body_size(exchange, response, gone or failure is not None)
     status = exchange.status
     if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
@@ -42,6 +44,11 @@ def tell_end(
         exchange.error_type = failure
     elif status is not None and status >= 500:
         exchange.error_type = error or str(status)
+
+
+def has_begun(response: Any) -> bool:
+    """Whether the client has been sent some of ``response``, and so its status."""
+    return response is not None and _bytes_sent(response) > 0
 
 
 def is_complete(response: Any) -> bool:

@@ -120,7 +120,7 @@ class Exchange:
     ``started``                  when the middleware saw it, `time.perf_counter` seconds
     ``status``                   the status sent; 499 for a client that left
     ``websocket``                what passed over it, if it is one
-    ``error_type``               exception name, ``client_disconnected`` or a 5xx status
+    ``error_type``               exception name, ``client_disconnected`` or a status of 500 or more
     ``duration``                 seconds to the last byte sent
     ``busy``                     seconds its handler held the event loop
     ``polls``, ``longest_poll``  how often the handler was resumed, longest stretch (s)

@@ -25,7 +25,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from .ending import is_complete, result_of, tell_end
+from .ending import has_begun, is_complete, result_of, tell_end
 from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, valid
 from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
@@ -109,19 +109,18 @@ class Recorder:
 
     def middleware(self) -> Middleware:
         """The middleware; its place is outermost, so that it sees what all others do."""
-        scope, in_flight, started = self.scope, self.in_flight, self._started
+        scope, in_flight = self.scope, self.in_flight
 
         @web.middleware
         async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+            known = CURRENT.get()
+            if known is not None and known in in_flight and in_flight[known].request is request:
+                return await handler(request)  # some middleware outside tries again
             exchange = _exchange_of(request, scope)
             flight = in_flight[exchange] = Flight(self, exchange, request)
             CURRENT.set(exchange)
             adopt(flight.task, exchange)
-            for name, hook in started:
-                try:
-                    hook(exchange, request)
-                except Exception as exc:
-                    self.complain(name, exc)
+            self._tell_started(exchange, request)
             if self.adapt is not None:
                 handler = self.adapt(handler)
             return await drive(handler, request, exchange, flight)
@@ -135,6 +134,8 @@ class Recorder:
             return
         flight = self.in_flight.get(exchange)
         if flight is not None:
+            if has_begun(flight.response):  # what follows isn't what its client takes for the answer
+                return
             flight.response = response
         exchange.status = response.status
         if isinstance(response, web.WebSocketResponse):
@@ -157,6 +158,7 @@ class Recorder:
                 return flight.exchange
         exchange = _exchange_of(request, self.scope)
         CURRENT.set(exchange)
+        self._tell_started(exchange, request)
         return exchange
 
     async def stop(self, app: web.Application) -> None:
@@ -173,6 +175,7 @@ class Recorder:
             flight = self.in_flight.get(exchange)
             if flight is not None:
                 self.hears_of_ends = True
+                response = flight.answer(response)
                 transport = request.transport
                 closed = transport is None or transport.is_closing()
                 flight.gone = flight.gone or (closed and not is_complete(response))
@@ -215,8 +218,6 @@ class Recorder:
         if exchange.client_left_at is not None:
             exchange.abandoned = now - exchange.client_left_at
         gone = flight.gone and not (self._stopping and failure == "CancelledError")
-        if response is None:  # its task was cut short: what was being sent
-            response = flight.response
         try:
             tell_end(exchange, response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
@@ -229,6 +230,13 @@ class Recorder:
         for name, hook in self._settle:
             try:
                 hook()
+            except Exception as exc:
+                self.complain(name, exc)
+
+    def _tell_started(self, exchange: Exchange, request: web.BaseRequest) -> None:
+        for name, hook in self._started:
+            try:
+                hook(exchange, request)
             except Exception as exc:
                 self.complain(name, exc)
 
@@ -356,7 +364,7 @@ class Flight:
             self._raised(error)
         request = self.request
         transport = request.transport
-        self.gone = (transport is None or transport.is_closing()) and not is_complete(response)
+        self.gone = (transport is None or transport.is_closing()) and not is_complete(self.answer(response))
         received = request.content.total_bytes
         if received:
             self.exchange.request_size = _as_sent(request, received)
@@ -367,7 +375,14 @@ class Flight:
         """The request's own task has ended: who doesn't hear of the end otherwise learns it here."""
         response, reset, failure = result_of(task)
         self.gone = self.gone or reset
-        self.recorder.end(self, response, failure and (self.error or failure))
+        self.recorder.end(self, self.answer(response), failure and (self.error or failure))
+
+    def answer(self, returned: Any) -> Any:
+        """What the client has been sent, or was being sent: of several responses, the first."""
+        first = self.response
+        if first is returned or (returned is not None and not has_begun(first)):
+            return returned
+        return first
 
     def _raised(self, error: BaseException) -> None:
         if not isinstance(error, web.HTTPException):

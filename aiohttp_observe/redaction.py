@@ -35,13 +35,14 @@ SecretNames = Callable[[str], bool]
 """Whether a name is that of a secret."""
 
 _LONGEST_NAME = 256
+_AND_SO_ON = re.compile(r"(_(header|headers|hash|value))+$")
 _SEPARATOR = re.compile(r"[-._\s\[\]]+|(?<=[a-z0-9])(?=[A-Z])")
 
 
 def secret_names(names: Iterable[str]) -> SecretNames:
     """Whether a name is one of ``names``, or ends with one.
 
-    ``token`` is ``access_token``, ``Access-Token`` and ``accessToken``, too.
+    ``token`` is ``access_token``, ``Access-Token`` and ``accessToken``, too, and ``token_hash``.
     """
     ends = tuple(_words(name) for name in names)
 
@@ -53,7 +54,8 @@ def secret_names(names: Iterable[str]) -> SecretNames:
 
 
 def _words(name: str) -> str:
-    return "_" + _SEPARATOR.sub("_", name[-_LONGEST_NAME:]).lower().strip("_")
+    words = "_" + _SEPARATOR.sub("_", name[-_LONGEST_NAME:]).lower().strip("_")
+    return _AND_SO_ON.sub("", words)
 
 
 is_secret = secret_names(SECRETS)
@@ -71,14 +73,14 @@ def _redacted(part: str) -> str:
 
 # Bounded: a text without end must take no more than linear time.
 _credentials = re.compile(r"(?<=://)[^\s/?#'\"<>]{1,1024}@")
-_parameter = re.compile(r"([?&;])([\w.%\[\]-]{1,64})=([^\s&;#'\"<>)\\]+)")
+_parameter = re.compile(r"([?&;#])([\w.%\[\]-]{1,64})=([^\s&;#'\"<>)\\]+)")
 
 
 def in_text(text: str) -> str:
     """A text without what is secret in the URLs it has: credentials, and values of parameters."""
     if "://" in text and "@" in text:
         text = _credentials.sub(f"{MARK}@", text)
-    if "?" in text and "=" in text:
+    if "=" in text and ("?" in text or "#" in text):
         text = _parameter.sub(_without_value, text)
     return text
 

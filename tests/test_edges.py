@@ -24,7 +24,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from aiohttp_observe import OBSERVABILITY, Exchange, Logs, Metrics, Tracing, setup_observability
+from aiohttp_observe import (
+    OBSERVABILITY,
+    Exchange,
+    Logs,
+    Metrics,
+    Tracing,
+    request_id,
+    setup_observability,
+)
 from tests.service import PATIENCE, Service, Witness, serving, until
 from tests.spans import Handler, Spans, attributes, ok
 from tests.tls import make_tls
@@ -242,6 +250,81 @@ async def test_what_no_route_takes(method: str, path: str, status: str) -> None:
     async with observed(app) as (service, told):
         await service.request(method, path)
         await agree(app, told, ("_unmatched", status, ""))
+
+
+async def test_an_answer_that_cannot_be_prepared_has_no_status() -> None:
+    """Its client is sent nothing at all."""
+
+    async def sign(request: web.Request, response: web.StreamResponse) -> None:
+        raise LookupError("no key")
+
+    app = web.Application()
+    app.router.add_get("/", ok)
+    app.on_response_prepare.append(sign)
+    async with observed(app) as (service, told):
+        assert await service.exchange_bytes(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+        exchange = await told.witness.next()
+    assert (exchange.status, exchange.error_type) == (None, "LookupError")
+    assert [labels for labels, _, _ in told.durations()] == [("/", "", "LookupError")]
+    assert "http.response.status_code" not in attributes(told.span())
+
+
+@pytest.mark.parametrize("then", ["returned", "raised"])
+async def test_of_two_answers_the_first_counts(then: str) -> None:
+    """What follows is more of its body to a client."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        stream = web.StreamResponse(status=206)
+        await stream.prepare(request)
+        await stream.write(b"some")
+        if then == "raised":
+            raise web.HTTPBadRequest
+        return web.Response(status=500)
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with observed(app) as (service, told):
+        sent = await service.exchange_bytes(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+        assert sent.startswith(b"HTTP/1.0 206")
+        await agree(app, told, ("/", "206", ""))
+
+
+async def test_an_expectation_that_is_refused_is_a_request_like_others() -> None:
+    app = web.Application()
+    app.router.add_get("/", ok)
+    async with observed(app) as (service, told):
+        assert (await service.get("/", headers={"Expect": "nonsense"})).status == 417
+        exchange = await agree(app, told, ("/", "417", ""))
+        assert told.witness.begun == [exchange]
+
+
+async def test_a_request_that_is_tried_again_is_one() -> None:
+    attempts = []
+
+    @web.middleware
+    async def tries_again(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except LookupError:
+            return await handler(request)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        attempts.append(request_id())
+        if len(attempts) == 1:
+            raise LookupError
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    told = Told()
+    told.observe(app)
+    app.middlewares.insert(0, tries_again)  # outside ours
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+        exchange = await agree(app, told, ("/", "200", ""))
+    assert attempts == [exchange.request_id] * 2
 
 
 # Where a request may end up
@@ -622,6 +705,22 @@ async def test_a_websocket_tells_its_messages_and_is_left_as_it_was() -> None:
         assert [ref() for ref in sockets] == [None]
     finally:
         gc.enable()
+
+
+async def test_a_websocket_whose_handler_returns_something_else_was_one() -> None:
+    async def talks(request: web.Request) -> web.StreamResponse:
+        await echoes(request)
+        return web.Response(text="unseen")
+
+    app = web.Application()
+    app.router.add_get("/", talks)
+    async with observed(app) as (service, told):
+        async with service.session.ws_connect(service.url("/")) as ws:
+            await ws.send_str("hello")
+            assert await ws.receive_str() == "hello"
+        exchange = await agree(app, told, ("/", "101", ""))
+    assert exchange.websocket is not None
+    assert exchange.websocket.close_code == 1000
 
 
 # Shutting down

@@ -93,7 +93,9 @@ class Planted:
         await asyncio.sleep(60)
 
     async def lose(self, password: str) -> None:
-        await self.call(URL(f"http://user:hunter2-lost@127.0.0.1:1/?{QUERY}", encoded=True))
+        await self.call(
+            URL(f"http://user:hunter2-lost@127.0.0.1:1/?{QUERY}#access_token=hunter2-fragment", encoded=True)
+        )
 
     async def call(self, url: URL) -> None:
         async with self.app[CLIENT_SESSION].get(url, raise_for_status=True):
