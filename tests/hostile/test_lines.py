@@ -151,6 +151,7 @@ HIDDEN: list[dict[str, Any]] = [
     {"a": [[[[[[[{"password": SECRET}]]]]]]]},
     {"password": {"value": SECRET}},
     {"token": [SECRET]},
+    {"authorization_header": SECRET, "Cookie-Headers": SECRET, "passwordHash": SECRET},
     {"url": f"https://user:{SECRET}@host/path"},
     {"url": f"https://host/path?a=b&Signature={SECRET}&c=d"},
     {"url": f"https://host/path?access_token={SECRET}#x"},
