@@ -134,8 +134,8 @@ class Recorder:
             return
         flight = self.in_flight.get(exchange)
         if flight is not None:
-            if has_begun(flight.response):  # what follows isn't what its client takes for the answer
-                return
+            if flight.response is not None and has_begun(flight.response):
+                return  # what follows isn't what its client takes for the answer
             flight.response = response
         exchange.status = response.status
         if isinstance(response, web.WebSocketResponse):
@@ -175,7 +175,8 @@ class Recorder:
             flight = self.in_flight.get(exchange)
             if flight is not None:
                 self.hears_of_ends = True
-                response = flight.answer(response)
+                if response is not flight.response:
+                    response = flight.answer(response)
                 transport = request.transport
                 closed = transport is None or transport.is_closing()
                 flight.gone = flight.gone or (closed and not is_complete(response))
@@ -364,7 +365,8 @@ class Flight:
             self._raised(error)
         request = self.request
         transport = request.transport
-        self.gone = (transport is None or transport.is_closing()) and not is_complete(self.answer(response))
+        if transport is None or transport.is_closing():
+            self.gone = not is_complete(self.answer(response))
         received = request.content.total_bytes
         if received:
             self.exchange.request_size = _as_sent(request, received)
@@ -379,10 +381,7 @@ class Flight:
 
     def answer(self, returned: Any) -> Any:
         """What the client has been sent, or was being sent: of several responses, the first."""
-        first = self.response
-        if first is returned or (returned is not None and not has_begun(first)):
-            return returned
-        return first
+        return self.response if returned is None or has_begun(self.response) else returned
 
     def _raised(self, error: BaseException) -> None:
         if not isinstance(error, web.HTTPException):
