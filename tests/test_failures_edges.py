@@ -201,7 +201,7 @@ async def forget_an_executors_failure() -> None:
 @pytest.mark.parametrize(
     ("provoke", "message"),
     [
-        (drop, "in Broken.__del__"),
+        (drop, " Broken.__del__"),
         (break_a_thread, "Exception in thread breaker"),
         (forget_an_executors_failure, "Future exception was never retrieved"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
 import time
 import weakref
@@ -683,7 +684,7 @@ async def test_outside_of_applications_the_process_is_measured() -> None:
 
 def test_a_timed_function_looks_like_itself() -> None:
     assert (bare.__name__, bare.__doc__) == ("bare", "Says bare.")
-    assert asyncio.iscoroutinefunction(bare)
+    assert inspect.iscoroutinefunction(bare)
 
 
 def synchronous() -> None:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
@@ -177,8 +178,9 @@ def test_gunicorns_workers_are_observed(worker: str, tmp_path: Path) -> None:
     with running(gunicorn(f"aiohttp.{worker}"), tmp_path) as program:
         address = program.address()
         get(f"{address}/hello", **{"X-Request-ID": "mine"})
-        with pytest.raises(OSError, match="500"):
+        with pytest.raises(HTTPError, match="500") as failed:
             get(f"{address}/crash", **{"X-Request-ID": "broken"})
+        failed.value.close()
         scraped = get(f"{address}/metrics")
         status, lines = program.end()
     assert status == 0

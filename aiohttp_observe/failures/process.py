@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import warnings
@@ -16,6 +17,9 @@ from .line import log_never_awaited, log_raised, made_at
 from .listener import Listener, concerned
 
 __all__ = ["Hook", "never_awaited", "raised_in_threads", "unraisable"]
+
+_function = re.compile(r"<function ([\w.<>]+) at 0x[0-9a-f]+>")
+"""As Python 3.14 has it in the message."""
 
 Tell = Callable[[Any, "Exchange | None", Listener], None]
 
@@ -101,7 +105,7 @@ def _tell_unraisable(args: Any, exchange: Exchange | None, listener: Listener) -
     exc = args.exc_value
     if isinstance(exc, RuntimeWarning) and str(exc).endswith("was never awaited"):
         return  # told as such
-    what = str(args.err_msg or "Exception ignored in")
+    what = _function.sub(r"\1", str(args.err_msg or "Exception ignored in"))
     message = what if args.object is None else f"{what.removesuffix(' in')} in {name_of(args.object)}"
     _tell_raised(message, exc, exchange, listener)
 

@@ -148,8 +148,9 @@ class Watchdog:
     def _end(self, sightings: _Sightings, late: Late) -> None:
         # It began somewhere between two beats.
         seconds = late.lag + self._pulse.interval / 2
-        if sightings.found < 2 and sightings.starved * 2 > seconds:  # it may have begun when that was over
-            return
+        worked = late.after.cpu - late.before.cpu
+        if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
+            return  # it may have begun when that was over
         cause = self._cause(sightings, seconds, late.before, late.after)
         if cause.kind not in _STARVING or sightings.found < 2:
             seconds -= sightings.starved

@@ -17,7 +17,7 @@ from .chain import Chain, held_by
 from .places import is_library
 from .tracker import is_made_by_wait_for, number_of
 
-__all__ = ["readers_of"]
+__all__ = ["readers_of", "running_codes"]
 
 _TAKES = {"get", "get_nowait"}
 
@@ -61,7 +61,7 @@ class _References:
             self._started.add(code)
             if self._holds(held) and code.co_filename != asyncio.queues.__file__:
                 reads = reads or _takes(code)
-        for code in _running_codes(task):
+        for code in running_codes(task):
             reads = reads or _takes(code)
             shares = bool(code.co_cellvars or code.co_freevars)
             self._unseen = self._unseen or (shares and code not in self._started)
@@ -112,7 +112,7 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[tuple[CodeType, list[Any]]]:
             yield running.cr_code, held_by(running)
 
 
-def _running_codes(task: asyncio.Task[Any]) -> Iterator[CodeType]:
+def running_codes(task: asyncio.Task[Any]) -> Iterator[CodeType]:
     """The service's own code that a task runs now, innermost first; not all of what it holds can be seen."""
     coro: Any = task.get_coro()
     if not getattr(coro, "cr_running", False):

@@ -1,25 +1,27 @@
 """Locks, queues and the like: who is inside, who waits, and who therefore never gets on.
 
 Nothing is instrumented.  A waiter's chain ends in the resource's own method; a holder is in
-its ``async with`` block, which keeps the bound ``__aexit__`` on the suspended frame.  So the
+its ``async with`` block, which keeps its ``__aexit__`` on the suspended frame.  So the
 holders of a lock acquired in any other way are unknown, and a running task shows none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dis
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from time import perf_counter
-from types import MethodType
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType, MethodType
 from typing import Any
 
-from .chain import Chain
+from .chain import Chain, held_by
 from .deadlock import Need, cycles
 from .holding import held_seconds
 from .model import Frame, Resource
-from .readers import readers_of
-from .stacks import Reading, Stack, entered_by
+from .readers import readers_of, running_codes
+from .stacks import EXIT_IS_APART, Reading, Stack, entered_by, managers_in
 from .tracker import number_of
 from .waits import registered_state
 
@@ -29,6 +31,7 @@ __all__ = ["Meetings"]
 _HELD = (asyncio.Lock, asyncio.Semaphore)
 """What tasks are inside of, and others wait for them to leave."""
 _JAMS = (*_HELD, asyncio.Queue)
+_SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 _LONGEST_STATE = 100
@@ -127,11 +130,16 @@ class Meetings:
             return False
         by_number = {number_of(meeting.resource): meeting for meeting in self._known.values()}
         met = [by_number[number] for number in cycle if number in by_number]
+        plain = [meeting for meeting in met if type(meeting.resource) is asyncio.Semaphore]
+        if plain and EXIT_IS_APART and self._runs_in_a_block():
+            return False
         return all(
-            _entered(meeting.resource) <= len(meeting.holders) + len(meeting.waiters)
-            for meeting in met
-            if type(meeting.resource) is asyncio.Semaphore
+            _entered(meeting.resource) <= len(meeting.holders) + len(meeting.waiters) for meeting in plain
         )
+
+    def _runs_in_a_block(self) -> bool:
+        """Whether a running task may be inside of something: where exits lie apart, that can't be seen."""
+        return any(_has_blocks(code) for task in self._live() for code in running_codes(task))
 
     def _is_unmoved(self, number: int) -> bool:
         """Whether a task hasn't run since it was looked at."""
@@ -197,9 +205,16 @@ class Meetings:
 
 def _entered(semaphore: asyncio.Semaphore) -> int:
     """How many are in or at an ``async with`` block of it, running tasks included."""
-    return sum(
-        type(each) is MethodType and each.__name__ == "__aexit__" for each in gc.get_referrers(semaphore)
-    )
+    referrers = gc.get_referrers(semaphore)
+    if EXIT_IS_APART:
+        suspended = (each for each in referrers if type(each) in _SUSPENDED)
+        return sum(managers_in(held_by(each)).count(semaphore) for each in suspended)
+    return sum(type(each) is MethodType and each.__name__ == "__aexit__" for each in referrers)
+
+
+@lru_cache(maxsize=1024)
+def _has_blocks(code: CodeType) -> bool:
+    return any(each.argrepr == "__aexit__" for each in dis.get_instructions(code))
 
 
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import AsyncGeneratorType, MethodType
@@ -14,8 +15,10 @@ from .model import Frame
 from .places import is_library
 from .waits import TIMEOUT, Rule, is_timeout, rule_for
 
-__all__ = ["Reading", "Stack", "Stacks", "entered_by", "kind_at", "read_wait"]
+__all__ = ["EXIT_IS_APART", "Reading", "Stack", "Stacks", "entered_by", "kind_at", "managers_in", "read_wait"]
 
+EXIT_IS_APART = sys.version_info >= (3, 14)
+"""The function and its object lie on the evaluation stack one after the other, not as a bound method."""
 _WRAPPERS = {"sentry_sdk", "ddtrace", "newrelic", "elasticapm", "opentelemetry"}
 """Packages that run a task's coroutine within one of their own."""
 
@@ -53,7 +56,7 @@ class Stack:
                 if rule.final and not rule.idle:
                     break
             held = held_by(awaitable)
-            in_block = any(map(_is_exit, held))
+            in_block = bool(managers_in(held))
             if in_block or any(type(each) is AsyncGeneratorType for each in held):
                 self.blocks.append(index)
             if in_block and package != told_for:  # else a timeout is the function's own affair
@@ -95,25 +98,36 @@ class Stacks:
         self._known.clear()
 
 
-def _is_exit(held: Any) -> bool:
-    return type(held) is MethodType and held.__name__ == "__aexit__"
+def managers_in(held: Sequence[Any]) -> list[Any]:
+    """Of what a suspended frame holds, the managers whose ``__aexit__`` is to be called; outermost first."""
+    found = []
+    for index, each in enumerate(held):
+        if type(each) is MethodType:
+            if each.__name__ == "__aexit__":
+                found.append(each.__self__)
+        elif EXIT_IS_APART and getattr(each, "__name__", None) == "__aexit__":
+            manager = held[index + 1] if index + 1 < len(held) else None
+            if getattr(type(manager), "__aexit__", None) is each:
+                found.append(manager)
+    return found
 
 
 def entered_by(awaitable: Any, apart: Sequence[Any] = (), depth: int = 8) -> list[Any]:
     """The context managers in whose ``async with`` blocks a suspended awaitable is, outermost first.
 
-    A suspended frame keeps the bound ``__aexit__`` of each on its evaluation stack.  Those
+    A suspended frame keeps the ``__aexit__`` of each on its evaluation stack: see `managers_in`.  Those
     entered on its behalf count as well: by an ``AsyncExitStack``, by an async context manager
     written as a generator, and by an async generator it iterates over; ``depth`` levels of them.
     Generators that are ``apart`` are asked for themselves: they may be about to enter one.
     """
     managers = []
-    for held in held_by(awaitable):
-        if _is_exit(held):
-            managers.append(held.__self__)
-            managers += _entered_for(held.__self__, apart, depth)
-        elif type(held) is AsyncGeneratorType and depth and held not in apart:
-            managers += entered_by(held, apart, depth - 1)
+    held = held_by(awaitable)
+    for manager in managers_in(held):
+        managers.append(manager)
+        managers += _entered_for(manager, apart, depth)
+    for each in held:
+        if type(each) is AsyncGeneratorType and depth and each not in apart:
+            managers += entered_by(each, apart, depth - 1)
     return managers
 
 
@@ -128,7 +142,7 @@ def _entered_for(manager: Any, apart: Sequence[Any], depth: int) -> list[Any]:
 
 
 def _has_timeout(awaitable: Any) -> bool:
-    return any(is_timeout(held.__self__) for held in held_by(awaitable) if _is_exit(held))
+    return any(map(is_timeout, managers_in(held_by(awaitable))))
 
 
 class Reading(NamedTuple):
