@@ -89,7 +89,7 @@ class Documents:
         if now - self._noted >= _STUCK_SECONDS:
             self._noted = now
             flights = islice(self._recorder.in_flight.values(), _MOST_LOOKED_AT)
-            note_contention(flight.task for flight in flights if _is_stuck(flight.exchange, now))
+            note_contention(flight.task for flight in flights if _is_stuck(flight, now))
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -167,9 +167,11 @@ class Documents:
         return self._incidents.to_dict()
 
     def requests(self) -> dict[str, Any]:
+        self._recorder.settle()
         return self._flights.overview(self._state_of)
 
     def request(self, request_id: str) -> dict[str, Any] | None:
+        self._recorder.settle()
         return self._flights.find(request_id, self._state_of)
 
     def history(self) -> list[dict[str, Any]]:
@@ -194,7 +196,8 @@ class Documents:
 
     def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
         flight = self._recorder.in_flight.get(exchange)
-        return (None, None) if flight is None else (number_of(flight.task), waits_for(flight.task))
+        task = None if flight is None else flight.task  # it may land while another thread looks
+        return (None, None) if task is None else (number_of(task), waits_for(task))
 
 
 def _forget_failure(bundling: asyncio.Future[int | None]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from aiohttp import web
+
 from .exchange import Exchange
 from .websockets import uncount
 
-__all__ = ["has_begun", "is_complete", "result_of", "tell_end"]
+__all__ = ["has_begun", "has_lost", "is_complete", "result_of", "tell_end"]
 
 _CLIENT_DISCONNECTED = "client_disconnected"
 
@@ -49,6 +51,12 @@ def tell_end(
 def has_begun(response: Any) -> bool:
     """Whether the client has been sent some of ``response``, and so its status."""
     return response is not None and _bytes_sent(response) > 0
+
+
+def has_lost(request: web.BaseRequest) -> bool:
+    """Whether its client has left, or is being left."""
+    transport = request.transport
+    return transport is None or transport.is_closing()
 
 
 def is_complete(response: Any) -> bool:

@@ -7,18 +7,17 @@ or task; their number is bounded by that of the families.
 
 from __future__ import annotations
 
-import threading
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from heapq import heappush, heappushpop
 from itertools import chain, count
 from time import perf_counter
 from typing import Any
 
-from .exchange import OTHER, Exchange, taken
+from .exchange import OTHER, Exchange
 
 __all__ = ["FlightRecorder", "StateOf"]
 
@@ -42,18 +41,14 @@ class FlightRecorder:
 
     def __init__(self, in_flight: Callable[[], Iterable[Exchange]]) -> None:
         self._in_flight = in_flight
-        self._ended: deque[Exchange] = deque()
-        self.finished = self._ended.append
         self._families: dict[tuple[str, str], _Family] = {}
-        self._sorting = threading.Lock()
         self.total = 0
 
-    def settle(self) -> None:
+    def settle(self, ended: Sequence[Exchange]) -> None:
         """Sort in those that have ended since the last time."""
-        with self._sorting:
-            for exchange in taken(self._ended):
-                self.total += 1
-                self._family(exchange).add(exchange)
+        self.total += len(ended)
+        for exchange in ended:
+            self._family(exchange).add(exchange)
 
     def _family(self, exchange: Exchange) -> _Family:
         key = exchange.method, exchange.route
@@ -66,17 +61,14 @@ class FlightRecorder:
 
     def overview(self, state_of: StateOf) -> dict[str, Any]:
         """The document of ``/_tasks/requests``; works from any thread."""
-        self.settle()
-        flying = list(self._in_flight())
+        flying, families = list(self._in_flight()), list(self._families.items())
         by_family = Counter((exchange.method, exchange.route) for exchange in flying)
         flying.sort(key=lambda exchange: exchange.started)
         return {
             "in_flight": [_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT]],
             "routes": [
                 {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
-                for (method, route), family in sorted(
-                    self._families.items(), key=lambda item: -item[1].seconds
-                )
+                for (method, route), family in sorted(families, key=lambda item: -item[1].seconds)
             ],
             "left_out": max(0, len(flying) - _MOST_IN_FLIGHT),
         }
@@ -86,7 +78,6 @@ class FlightRecorder:
 
         A service that calls itself passes the id on: it is the first one that is meant.
         """
-        self.settle()
         known = chain(self._in_flight(), self._kept())
         matching = (exchange for exchange in known if exchange.request_id == request_id)
         found = min(matching, key=lambda exchange: exchange.started, default=None)

@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from random import getrandbits
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -25,8 +27,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from .ending import has_begun, is_complete, result_of, tell_end
-from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, valid
+from .ending import has_begun, has_lost, is_complete, result_of, tell_end
+from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, taken, valid
 from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
 
@@ -55,9 +57,9 @@ logger = logging.getLogger("aiohttp_observe")
 class RequestHooks(Protocol):
     """What a pillar may implement of a request's life; each hook is optional and guarded.
 
-    ``finished`` may leave work for ``settle``, which is called once for many requests: soon
-    after, on the loop, or earlier, in the thread of whoever wants to see the result.  Work
-    done so costs half of what it costs between two requests.
+    ``settle`` hears of several ended requests at once: soon after, on the loop, or earlier, in
+    the thread of whoever wants to see the result.  Work done so costs half of what it costs
+    between two requests.
     """
 
     def started(self, exchange: Exchange, request: web.BaseRequest) -> None: ...
@@ -68,7 +70,7 @@ class RequestHooks(Protocol):
 
     def finished(self, exchange: Exchange) -> None: ...
 
-    def settle(self) -> None: ...
+    def settle(self, ended: Sequence[Exchange]) -> None: ...
 
 
 class Recorder:
@@ -76,7 +78,8 @@ class Recorder:
 
     ``observers`` are pairs of a name and an object with any of the `RequestHooks`.  A hook
     that raises is logged once per observer and exception type and counted always; the
-    request goes on.  ``adapt``, if set, may exchange the handler that is called.
+    request goes on.  ``adapt``, if set, may exchange the handler that is called;
+    ``unsettled`` are the requests that have ended since `settle`.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -90,8 +93,9 @@ class Recorder:
         self._raised: list[tuple[str, Callable[[Exchange, Exception], None]]] = []
         self._prepared: list[tuple[str, Callable[[Exchange, web.StreamResponse], None]]] = []
         self._finished: list[tuple[str, Callable[[Exchange], None]]] = []
-        self._settle: list[tuple[str, Callable[[], None]]] = []
-        self._unsettled = 0
+        self._settle: list[tuple[str, Callable[[Sequence[Exchange]], None]]] = []
+        self.unsettled: deque[Exchange] = deque()
+        self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
         self._settling: asyncio.TimerHandle | None = None
 
     def add(self, name: str, observer: object) -> None:
@@ -109,37 +113,45 @@ class Recorder:
 
     def middleware(self) -> Middleware:
         """The middleware; its place is outermost, so that it sees what all others do."""
-        scope, in_flight = self.scope, self.in_flight
+        in_flight = self.in_flight
 
         @web.middleware
         async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             known = CURRENT.get()
             if known is not None and known in in_flight and in_flight[known].request is request:
                 return await handler(request)  # some middleware outside tries again
-            exchange = _exchange_of(request, scope)
-            flight = in_flight[exchange] = Flight(self, exchange, request)
-            CURRENT.set(exchange)
-            adopt(flight.task, exchange)
-            self._tell_started(exchange, request)
+            flight = Flight(self, request)
+            in_flight[flight] = flight
+            CURRENT.set(flight)
+            adopt(flight.task, flight)
+            self._tell_started(flight, request)
             if self.adapt is not None:
                 handler = self.adapt(handler)
-            return await drive(handler, request, exchange, flight)
+            try:
+                return await drive(handler, request, flight)
+            except BaseException as exc:
+                flight.raised(exc)
+                raise
+            finally:
+                if not self.hears_of_ends or flight.error == "CancelledError":
+                    flight.task.add_done_callback(flight.landed)
 
         return observe
 
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """The ``on_response_prepare`` signal: the request id goes out on every response."""
         exchange = CURRENT.get() or self._exchange_from_outside(request)
-        if exchange.scope is not self.scope:
-            return
         flight = self.in_flight.get(exchange)
         if flight is not None:
             if flight.response is not None and has_begun(flight.response):
                 return  # what follows isn't what its client takes for the answer
             flight.response = response
-        exchange.status = response.status
-        if isinstance(response, web.WebSocketResponse):
-            exchange.websocket = count_messages(response)
+        elif exchange.scope is not self.scope:
+            return
+        if type(response) is not web.Response:  # it is on its way for longer
+            exchange.status = response.status
+            if isinstance(response, web.WebSocketResponse):
+                exchange.websocket = count_messages(response)
         response.headers[REQUEST_ID_HEADER] = exchange.request_id
         for name, hook in self._prepared:
             try:
@@ -155,8 +167,9 @@ class Recorder:
         """
         for flight in self.in_flight.values():
             if flight.request is request:
-                return flight.exchange
-        exchange = _exchange_of(request, self.scope)
+                return flight
+        exchange = Flight(self, request)
+        exchange.let_go()
         CURRENT.set(exchange)
         self._tell_started(exchange, request)
         return exchange
@@ -177,9 +190,8 @@ class Recorder:
                 self.hears_of_ends = True
                 if response is not flight.response:
                     response = flight.answer(response)
-                transport = request.transport
-                closed = transport is None or transport.is_closing()
-                flight.gone = flight.gone or (closed and not is_complete(response))
+                if has_lost(request):
+                    flight.gone = not is_complete(response)
                 self.end(flight, response, None)
             elif exchange.duration is None:  # refused by the parser, or for what it expects
                 exchange.duration = perf_counter() - exchange.started
@@ -203,36 +215,41 @@ class Recorder:
         for flight in list(self.in_flight.values()):
             if flight.task.done():
                 flight.landed(flight.task)
-            elif flight.exchange.client_left_at is None and flight.request.transport is None:
-                flight.exchange.client_left_at = now
+            elif flight.client_left_at is None and flight.request.transport is None:
+                flight.client_left_at = now
 
     def end(self, flight: Flight, response: Any, failure: str | None) -> None:
         """Complete the exchange and tell the observers."""
-        exchange = flight.exchange
-        if self.in_flight.pop(exchange, None) is None:
+        if self.in_flight.pop(flight, None) is None:
             return
         now = perf_counter()
-        exchange.duration = now - exchange.started
-        left_at = exchange.suspended_at
+        flight.duration = now - flight.started
+        left_at = flight.suspended_at
         if left_at is not None and now - left_at > _SENT_AT_ONCE:
-            flight.sent(now - left_at)
-        if exchange.client_left_at is not None:
-            exchange.abandoned = now - exchange.client_left_at
+            # The handler has returned: the client had yet to take the response.
+            flight.add_wait("response", now - left_at)
+        if flight.client_left_at is not None:
+            flight.abandoned = now - flight.client_left_at
         gone = flight.gone and not (self._stopping and failure == "CancelledError")
         try:
-            tell_end(exchange, response, gone=gone, error=flight.error, failure=failure)
+            received = flight.request.content.total_bytes
+            if received:
+                flight.request_size = _as_sent(flight.request, received)
+            tell_end(flight, response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
             self.complain("recorder", exc)
-        self._tell_finished(exchange)
+        self._tell_finished(flight)
+        flight.let_go()
 
     def settle(self) -> None:
-        """Have the pillars do what they have left for later; may be called from any thread."""
-        self._unsettled = 0
-        for name, hook in self._settle:
-            try:
-                hook()
-            except Exception as exc:
-                self.complain(name, exc)
+        """Have the pillars do what was left for later; may be called from any thread."""
+        with self._settles:
+            ended = list(taken(self.unsettled))
+            for name, hook in self._settle:
+                try:
+                    hook(ended)
+                except Exception as exc:
+                    self.complain(name, exc)
 
     def _tell_started(self, exchange: Exchange, request: web.BaseRequest) -> None:
         for name, hook in self._started:
@@ -247,8 +264,8 @@ class Recorder:
                 hook(exchange)
             except Exception as exc:
                 self.complain(name, exc)
-        self._unsettled += 1
-        if self._unsettled >= _SETTLE_COUNT:
+        self.unsettled.append(exchange)
+        if len(self.unsettled) >= _SETTLE_COUNT:
             self.settle()
         elif self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLE_DELAY, self._settle_late)
@@ -278,23 +295,6 @@ class Recorder:
             )
 
 
-def _exchange_of(request: web.Request, scope: Scope) -> Exchange:
-    headers, path = request.headers, request.rel_url.raw_path
-    claimed = headers.get(REQUEST_ID_HEADER)
-    agent = headers.get(hdrs.USER_AGENT)
-    resource = request.match_info.route.resource
-    return Exchange(
-        scope,
-        claimed if claimed is not None and _well_formed_id(claimed) else _new_id(),
-        _METHODS.get(request.method, "_OTHER"),
-        UNMATCHED if resource is None else resource.canonical,
-        path if path.isascii() else valid(path),
-        request.remote or None,
-        agent if agent is None or agent.isascii() else valid(agent),
-        perf_counter(),
-    )
-
-
 def _as_sent(request: web.Request, received: int) -> int:
     """The size of the body on the wire: aiohttp counts what it has unpacked."""
     declared = request.content_length
@@ -320,19 +320,37 @@ def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchan
     )
 
 
-class Flight:
-    """One request on its way: what the recorder keeps of it until it has ended."""
+class Flight(Exchange):
+    """The exchange of a request on its way, and what the recorder keeps of that until it has ended.
 
-    __slots__ = ("error", "exchange", "gone", "recorder", "request", "response", "task")
+    One object for both, since every object a request needs costs it as much as a function call.
+    """
 
-    def __init__(self, recorder: Recorder, exchange: Exchange, request: web.Request) -> None:
+    request: web.Request
+    task: asyncio.Task[Any]
+    response: web.StreamResponse | None = None
+    error: str | None = None
+    gone = False
+
+    def __init__(self, recorder: Recorder, request: web.Request) -> None:
+        headers, path = request.headers, request.rel_url.raw_path
+        claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
+        resource = request.match_info.route.resource
+        self.started = perf_counter()
+        self.scope = recorder.scope
+        self.request_id = claimed if claimed is not None and _well_formed_id(claimed) else _new_id()
+        self.method = _METHODS.get(request.method, "_OTHER")
+        self.route = UNMATCHED if resource is None else resource.canonical
+        self.path = path if path.isascii() else valid(path)
+        self.client_address = request.remote or None
+        self.user_agent = agent if agent is None or agent.isascii() else valid(agent)
         self.recorder = recorder
-        self.exchange = exchange
         self.request = request
-        self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-        self.response: web.StreamResponse | None = None
-        self.error: str | None = None
-        self.gone = False
+        self.task = asyncio.current_task()  # type: ignore[assignment]
+
+    def let_go(self) -> None:
+        """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
+        self.request = self.task = self.response = None  # type: ignore[assignment]
 
     def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         """The handler goes on: part of the wait may have been for the loop, which had other work."""
@@ -342,36 +360,28 @@ class Flight:
             self.recorder.complain("recorder", exc)
 
     def _split_wait(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
-        exchange = self.exchange
-        stalled = self.recorder.scope.stalled_since
+        stalled = self.scope.stalled_since
         stalled_since = None if stalled is None else stalled(until)
         if stalled_since is not None:
             stalled_since = max(stalled_since, since)
-            exchange.ready += until - stalled_since
+            self.ready += until - stalled_since
             until = stalled_since
-        self._add_wait(suspended_for(coro, future, callbacks), until - since)
+        self.add_wait(suspended_for(coro, future, callbacks), until - since)
 
-    def sent(self, seconds: float) -> None:
-        """What is left after the handler has returned is waiting for the client to take the response."""
-        self._add_wait("response", seconds)
+    def add_wait(self, kind: str, seconds: float) -> None:
+        """It has waited for that."""
+        self.waiting = {**self.waiting, kind: self.waiting.get(kind, 0.0) + seconds}
 
-    def _add_wait(self, kind: str, seconds: float) -> None:
-        before = self.exchange.waiting
-        self.exchange.waiting = {**before, kind: before.get(kind, 0.0) + seconds}
-
-    def left(self, response: web.StreamResponse | None, error: BaseException | None) -> None:
-        """The handler has returned or raised; the response may still have to be sent."""
-        if error is not None:
-            self._raised(error)
-        request = self.request
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            self.gone = not is_complete(self.answer(response))
-        received = request.content.total_bytes
-        if received:
-            self.exchange.request_size = _as_sent(request, received)
-        if not self.recorder.hears_of_ends or self.error == "CancelledError":
-            self.task.add_done_callback(self.landed)
+    def raised(self, error: BaseException) -> None:
+        """The handler has; aiohttp makes a response of it, unless its task is cancelled."""
+        if has_lost(self.request):
+            self.gone = not is_complete(self.response)
+        if not isinstance(error, web.HTTPException):
+            self.error = type(error).__qualname__
+        elif error.status < 500:
+            return
+        if isinstance(error, Exception):
+            self.recorder.tell_raised(self, error)
 
     def landed(self, task: asyncio.Task[Any]) -> None:
         """The request's own task has ended: who doesn't hear of the end otherwise learns it here."""
@@ -382,14 +392,6 @@ class Flight:
     def answer(self, returned: Any) -> Any:
         """What the client has been sent, or was being sent: of several responses, the first."""
         return self.response if returned is None or has_begun(self.response) else returned
-
-    def _raised(self, error: BaseException) -> None:
-        if not isinstance(error, web.HTTPException):
-            self.error = type(error).__qualname__
-        elif error.status < 500:
-            return
-        if isinstance(error, Exception):
-            self.recorder.tell_raised(self.exchange, error)
 
 
 def user_observers(observers: Iterable[object]) -> list[tuple[str, object]]:

@@ -17,8 +17,8 @@ from prometheus_client.samples import Sample
 
 from aiohttp_observe import Exchange, Metrics
 from aiohttp_observe.exchange import Scope
-from aiohttp_observe.metrics.server import ServerMetrics
 from aiohttp_observe.metrics.tally import Tallies
+from aiohttp_observe.middleware import Recorder
 from tests.test_metrics import DURATION
 
 BOUNDS = (-1.0, 0.0, 0.25, 0.5, 1.0, 10.0)
@@ -98,19 +98,21 @@ def requests_counted(registry: CollectorRegistry) -> float:
 
 
 @pytest.fixture
-def metrics(registry: CollectorRegistry) -> ServerMetrics:
-    return Metrics(registry=registry).install()
+def recorder(registry: CollectorRegistry) -> Recorder:
+    recorder = Recorder(Scope())
+    recorder.add("metrics", Metrics(registry=registry).install())
+    return recorder
 
 
 def test_threads_that_settle_at_once_count_each_request_once(
-    metrics: ServerMetrics, registry: CollectorRegistry
+    recorder: Recorder, registry: CollectorRegistry
 ) -> None:
     """The loop's, and one that scrapes."""
 
     def serve() -> None:
         for _ in range(1000):
-            metrics.finished(ended())
-            metrics.settle()
+            recorder.unsettled.append(ended())
+            recorder.settle()
 
     threads, before = [threading.Thread(target=serve) for _ in range(4)], sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -125,7 +127,7 @@ def test_threads_that_settle_at_once_count_each_request_once(
 
 
 def test_a_request_that_a_finalizer_ends_while_others_are_settled_is_counted(
-    metrics: ServerMetrics, registry: CollectorRegistry
+    recorder: Recorder, registry: CollectorRegistry
 ) -> None:
     """In the thread that settles, wherever in it the garbage collector runs."""
     finalized = 0
@@ -137,21 +139,21 @@ def test_a_request_that_a_finalizer_ends_while_others_are_settled_is_counted(
         def __del__(self) -> None:
             nonlocal finalized
             finalized += 1
-            metrics.finished(ended())
-            metrics.settle()
+            recorder.unsettled.append(ended())
+            recorder.settle()
 
-    metrics.finished(ended())
-    metrics.settle()
+    recorder.unsettled.append(ended())
+    recorder.settle()
     before = gc.get_threshold()
     gc.set_threshold(1)
     try:
         for _ in range(300):
-            metrics.finished(ended())
+            recorder.unsettled.append(ended())
             Abandoned()
-            metrics.settle()
+            recorder.settle()
     finally:
         gc.set_threshold(*before)
     gc.collect()
-    metrics.settle()
+    recorder.settle()
     assert finalized == 300
     assert requests_counted(registry) == 601

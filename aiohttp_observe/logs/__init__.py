@@ -204,6 +204,6 @@ def _direct_handler() -> WriterHandler | None:
         if log.handlers or not log.propagate:
             return None
         log = log.parent
-    if len(logging.root.handlers) != 1 or logging.root.handlers[0] is not handler or handler.filters:
+    if logging.root.handlers != [handler] or handler.filters or handler.level > logging.INFO:
         return None
     return handler

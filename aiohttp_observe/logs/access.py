@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
-from time import time
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter, time
 from typing import Any
 
 from aiohttp import web
@@ -81,29 +81,34 @@ class AccessLines:
     """Writes the access line of every request of one application.
 
     ``direct`` gives our handler while a record would go only there, and could be spared.
-    Lines are rendered a few at a time, when that is cheapest: see `settle`.
+    It is asked for each first of a few lines, which are rendered together, when that is
+    cheapest: see `settle`.
     """
 
     def __init__(self, direct: Callable[[], WriterHandler | None]) -> None:
         self._direct = direct
-        self._waiting: deque[tuple[WriterHandler, float, Mapping[str, Any] | None, Exchange]] = deque()
+        self._handler: WriterHandler | None = None
+        self._waiting: deque[tuple[WriterHandler, Mapping[str, Any] | None, Exchange]] = deque()
 
     def finished(self, exchange: Exchange) -> None:
-        if not logger.isEnabledFor(logging.INFO):
-            return
-        handler = self._direct()
-        if handler is not None:
+        waiting = self._waiting
+        if not waiting:
+            self._handler = self._direct()
+        handler = self._handler
+        if handler is None:
+            logger.info("%s", _message(exchange), extra=_extra(exchange))
+        else:
             fields = FIELDS.get()
             # As they are now: the service may change what it has bound.
-            named = fields and named_apart(fields, handler.is_secret, IDS)
-            self._waiting.append((handler, time(), named, exchange))
-        else:
-            logger.info("%s", _message(exchange), extra=_extra(exchange))
+            waiting.append((handler, fields and named_apart(fields, handler.is_secret, IDS), exchange))
 
-    def settle(self) -> None:
-        """Have the lines written of the requests that have finished since the last time."""
-        for handler, created, fields, exchange in taken(self._waiting):
-            handler.put(access_line(created, fields, exchange))
+    def settle(self, ended: Sequence[Exchange]) -> None:
+        """Have the lines written of the requests that have ended since the last time."""
+        enabled, epoch = logger.isEnabledFor(logging.INFO), time() - perf_counter()
+        for handler, fields, exchange in taken(self._waiting):
+            if enabled:
+                created = epoch + exchange.started + (exchange.duration or 0.0)
+                handler.put(access_line(created, fields, exchange))
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
         """aiohttp answers an escaped timeout with 504 and logs it without its traceback."""

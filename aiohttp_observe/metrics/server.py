@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from ..exchange import MALFORMED, Exchange, taken
+from ..exchange import MALFORMED, Exchange
 from .instruments import InFlight, Instruments, Timed, instruments_of, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
@@ -64,10 +62,7 @@ class ServerMetrics:
         self._registry = registry
         self._exemplars = options.exemplars
         self._tallies = Tallies()
-        self._settling = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
         self._per_route: dict[tuple[str, str], _PerRoute] = {}
-        self._waiting: deque[Exchange] = deque()
-        self.finished = self._waiting.append
 
     def serve(self, app: web.Application, gate: Gate | None) -> None:
         """Serve the registry on ``app``; ``gate`` says who may look if a token is required."""
@@ -77,12 +72,11 @@ class ServerMetrics:
             app.router.add_get(options.path, page.get)
             app.on_cleanup.append(page.close)
 
-    def settle(self) -> None:
-        """Observe the requests that have finished since the last time."""
-        with self._settling:
-            for exchange in taken(self._waiting):
-                self._observe(exchange)
-            self._tallies.tell()
+    def settle(self, ended: Sequence[Exchange]) -> None:
+        """Observe the requests that have ended since the last time."""
+        for exchange in ended:
+            self._observe(exchange)
+        self._tallies.tell()
 
     def _observe(self, exchange: Exchange) -> None:
         method = exchange.method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -31,10 +31,10 @@ from opentelemetry.util.http import (
     normalise_response_header_name,
 )
 
-from ..exchange import FIELDS, UNMATCHED, Exchange, Meter, valid
+from ..exchange import FIELDS, Exchange, Meter
 from ..incidents import Block
-from ..redaction import in_query
 from .blocks import mark_victims, trace_block
+from .facts import Facts
 from .instrumentor import is_within_instrumentor
 from .provider import CARRIED, LINK, OwnProvider, get_tracer, global_provider
 from .span import NOTHING, Borrowed, RequestSpan, fail, starter
@@ -42,8 +42,6 @@ from .span import NOTHING, Borrowed, RequestSpan, fail, starter
 __all__ = ["ServerTracer"]
 
 _FLUSH_SECONDS = 5.0
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-_HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
 
 class ServerTracer:
@@ -92,7 +90,7 @@ class ServerTracer:
         self.provider = provider
         self._tracer = get_tracer(provider)
         self._attach = _attacher()
-        self._start_server_span = starter(self._tracer, self._attributes)
+        self._start_server_span = starter(self._tracer, self._facts)
 
     async def close(self) -> None:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
@@ -112,7 +110,7 @@ class ServerTracer:
             return
         else:
             context = self._incoming(request)
-            span = self._start_server_span(_span_name(exchange), context, exchange, request)
+            span = self._start_server_span(context, exchange, request)
             if span is not None:
                 # Never detached: see the middleware's context variables.
                 self._attach(Context({**context, _SPAN_KEY: span.span}))
@@ -185,49 +183,21 @@ class ServerTracer:
                 return _extract(request)
         return NOTHING
 
-    def _attributes(self, exchange: Exchange, request: web.BaseRequest) -> dict[str, Any]:
-        attributes: dict[str, Any] = {
-            "http.request.method": exchange.method,
-            "url.scheme": request.scheme,
-            "url.path": exchange.path,
-            "network.protocol.version": _HTTP_VERSIONS.get(request.version, "1.1"),
-        }
-        if exchange.method == "_OTHER":
-            attributes["http.request.method_original"] = request.method
-        if exchange.route is not UNMATCHED:
-            attributes["http.route"] = exchange.route
-        host, port = _host_and_port(request.headers.get(hdrs.HOST, ""), request.scheme)
-        if host:
-            attributes["server.address"] = host
-            if port is not None:
-                attributes["server.port"] = port
-        if exchange.client_address is not None:
-            attributes["client.address"] = exchange.client_address
-        if exchange.user_agent is not None:
-            attributes["user_agent.original"] = exchange.user_agent
-        query = request.rel_url.raw_query_string
-        if query:
-            attributes["url.query"] = in_query(valid(query))
-        if self._request_headers.wanted:
-            attributes.update(self._request_headers.of(request.headers))
-        return attributes
-
-
-def _span_name(exchange: Exchange) -> str:
-    """As the semantic conventions want it; the official helper gives that only of late."""
-    method = "HTTP" if exchange.method == "_OTHER" else exchange.method
-    return method if exchange.route is UNMATCHED else f"{method} {exchange.route}"
-
-
-@lru_cache(maxsize=256)
-def _host_and_port(host: str, scheme: str) -> tuple[str, int | None]:
-    """Split a ``Host`` header; its port is the scheme's if it has none, ``None`` if it is no port."""
-    host = valid(host)
-    name, colon, port = host.rpartition(":")
-    if not colon or port.endswith("]"):
-        name, port = host, _DEFAULT_PORTS.get(scheme, "")
-    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
-    return name.strip("[]").lower(), number if 0 < number < 65536 else None
+    def _facts(self, exchange: Exchange, request: web.BaseRequest) -> Facts:
+        headers, captures = request.headers, self._request_headers
+        return (
+            exchange.method,
+            request.method,
+            request.scheme,
+            exchange.path,
+            request.rel_url.raw_query_string,
+            request.version,
+            exchange.route,
+            headers.get(hdrs.HOST, ""),
+            exchange.client_address,
+            exchange.user_agent,
+            captures.of(headers) if captures.wanted else None,
+        )
 
 
 class _AsciiGetter(Getter[Any]):

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from random import getrandbits
 from time import time_ns
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -39,6 +40,7 @@ from opentelemetry.trace import (
 
 from ..exchange import Exchange
 from ..redaction import exception_event
+from .facts import Facts, attributes_of, is_our_error, name_of, outcome_of
 from .provider import Batches, Linker
 
 __all__ = ["NOTHING", "Borrowed", "RequestSpan", "Starter", "fail", "starter"]
@@ -46,8 +48,8 @@ __all__ = ["NOTHING", "Borrowed", "RequestSpan", "Starter", "fail", "starter"]
 NOTHING = Context()
 """The context of a request that carries no trace."""
 
-Facts = Callable[[Exchange, web.BaseRequest], dict[str, Any]]
-"""Makes the attributes of a request's span."""
+FactsOf = Callable[[Exchange, web.BaseRequest], Facts]
+"""Takes down what a request's span will tell."""
 
 
 class RequestSpan(Protocol):
@@ -72,8 +74,8 @@ class RequestSpan(Protocol):
         """End it with the outcome of its request."""
 
 
-Starter = Callable[[str, Context, Exchange, web.BaseRequest], "RequestSpan | None"]
-"""Starts the server span of a request, of a name, in a context."""
+Starter = Callable[[Context, Exchange, web.BaseRequest], "RequestSpan | None"]
+"""Starts the server span of a request, in a context."""
 
 
 _UNSET = Status(StatusCode.UNSET)
@@ -84,7 +86,7 @@ _MOST_EVENT_ATTRIBUTES = 8
 _TRACE_ID_LIMIT = TraceIdRatioBased.TRACE_ID_LIMIT
 
 
-def starter(tracer: trace.Tracer, facts: Facts) -> Starter:
+def starter(tracer: trace.Tracer, facts: FactsOf) -> Starter:
     """How to start server spans with ``tracer``: lightly if it is the SDK's, else as it does."""
     if type(tracer) is Tracer and _is_plain(tracer):
         return _LightStarter(tracer, facts)
@@ -105,18 +107,16 @@ def _is_plain(tracer: Tracer) -> bool:
 
 
 class _PlainStarter:
-    def __init__(self, tracer: trace.Tracer, facts: Facts) -> None:
+    def __init__(self, tracer: trace.Tracer, facts: FactsOf) -> None:
         self._tracer = tracer
         self._facts = facts
 
-    def __call__(
-        self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest
-    ) -> RequestSpan | None:
+    def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan | None:
         span = self._tracer.start_span(
-            name,
+            name_of(exchange.method, exchange.route),
             context=context,
             kind=SpanKind.SERVER,
-            attributes=self._facts(exchange, request),
+            attributes=attributes_of(self._facts(exchange, request)),
             record_exception=False,
             set_status_on_exception=False,
         )
@@ -164,7 +164,7 @@ class _Owned(Borrowed):
 class _LightStarter:
     """Does what the SDK's `Tracer.start_span` does: parent, ids, sampler, processors' ``on_start``."""
 
-    def __init__(self, tracer: Tracer, facts: Facts) -> None:
+    def __init__(self, tracer: Tracer, facts: FactsOf) -> None:
         ids = tracer.id_generator
         random = TraceFlags.RANDOM_TRACE_ID if ids.is_trace_id_random() else TraceFlags.DEFAULT
         self.tracer = tracer
@@ -176,34 +176,33 @@ class _LightStarter:
         self._sampled = TraceFlags(TraceFlags.SAMPLED | random)
         self._dropped = TraceFlags(random)
 
-    def __call__(
-        self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest
-    ) -> RequestSpan:
+    def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
         if context is not NOTHING or self._bound is None:
-            return self._ask(name, context, exchange, request)
+            return self._ask(context, exchange, request)
         trace_id = self._new_trace_id()
         if trace_id & _TRACE_ID_LIMIT >= self._bound:
             return _DroppedSpan(trace_id, self._new_span_id(), self._dropped)
-        span = ServerSpan.begun(self, name, trace_id, self._new_span_id(), self._sampled, exchange, request)
+        span = ServerSpan.begun(self, trace_id, self._new_span_id(), self._sampled, exchange, request)
         self.processors.start(span, context)
         return span
 
-    def _ask(self, name: str, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
+    def _ask(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
         """With a parent, or a sampler that looks at more than the trace id."""
         parent: SpanContext | None = trace.get_current_span(context).get_span_context()
         if parent is not None and parent.is_valid:
             trace_id, random = parent.trace_id, parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
         else:
             parent, trace_id, random = None, self._new_trace_id(), int(self._dropped)
-        facts = None if self._blind else self.facts(exchange, request)
-        answer = self.tracer.sampler.should_sample(context, trace_id, name, SpanKind.SERVER, facts, ())
+        name = name_of(exchange.method, exchange.route)
+        attributes = None if self._blind else attributes_of(self.facts(exchange, request))
+        answer = self.tracer.sampler.should_sample(context, trace_id, name, SpanKind.SERVER, attributes, ())
         sampled = answer.decision is Decision.RECORD_AND_SAMPLE
         flags = TraceFlags(random | (TraceFlags.SAMPLED if sampled else 0))
         if answer.decision is Decision.DROP:
             return _DroppedSpan(trace_id, self._new_span_id(), flags, answer.trace_state)
-        span = ServerSpan.begun(self, name, trace_id, self._new_span_id(), flags, exchange, request)
+        span = ServerSpan.begun(self, trace_id, self._new_span_id(), flags, exchange, request)
         span._parent, span._state = parent, answer.trace_state
-        if facts is not None:
+        if attributes is not None:
             span._made_attributes = dict(answer.attributes)
         self.processors.start(span, context)
         return span
@@ -336,6 +335,7 @@ class ServerSpan(SdkSpan):
     _home: _LightStarter
     _flags: TraceFlags
     _of: tuple[Exchange, web.BaseRequest] | None
+    _facts: Facts
     _start_time: int
 
     # What server spans have in common until they are touched.
@@ -349,7 +349,9 @@ class ServerSpan(SdkSpan):
     _record_exception = False
     _set_status_on_exception = False
     _record_end_metrics = None
+    _outcome: Mapping[str, Any] = MappingProxyType({})
     _made_context: SpanContext | None = None
+    _made_name: str | None = None
     _made_attributes: Any = None
     _made_lock: threading.Lock | None = None
 
@@ -357,7 +359,6 @@ class ServerSpan(SdkSpan):
     def begun(
         cls,
         home: _LightStarter,
-        name: str,
         trace_id: int,
         span_id: int,
         flags: TraceFlags,
@@ -367,7 +368,6 @@ class ServerSpan(SdkSpan):
         """One that starts now."""
         span: ServerSpan = object.__new__(cls)  # the SDK's own only sees to it that spans aren't made by hand
         span._home = home
-        span._name = name
         span.trace_id = trace_id
         span.span_id = span_id
         span._flags = flags
@@ -390,11 +390,26 @@ class ServerSpan(SdkSpan):
         return made
 
     @property
+    def _name(self) -> str:
+        made = self._made_name
+        if made is None:
+            facts = self._known_facts()
+            made = self._made_name = name_of(facts[0], facts[6])
+        return made
+
+    @_name.setter
+    def _name(self, name: str) -> None:
+        self._made_name = name
+
+    @property
     def _attributes(self) -> Any:  # type: ignore[override]
         made = self._made_attributes
         if made is None:
-            made = self._made_attributes = {} if self._of is None else self._home.facts(*self._of)
+            made = self._made_attributes = {**attributes_of(self._known_facts()), **self._outcome}
         return made
+
+    def _known_facts(self) -> Facts:
+        return self._facts if self._of is None else self._home.facts(*self._of)
 
     @property
     def _lock(self) -> Any:  # type: ignore[override]
@@ -451,18 +466,22 @@ class ServerSpan(SdkSpan):
     def finish(self, exchange: Exchange) -> None:
         """Set the outcome and end, without becoming a full span for it."""
         end_time = self._start_time + int((exchange.duration or 0.0) * 1e9)
+        if self._of is not None:
+            self._facts = self._home.facts(*self._of)
+        self._of = None  # lets go of the request, and breaks the cycle with the exchange
         if self._end_time is not None:  # the service has ended it
             pass
         elif self._made_lock is not None:
             _set_outcome(self, exchange)
             self.end(end_time)
         else:
-            self._attributes.update(_outcome(exchange))
-            if _is_our_error(exchange):
+            self._outcome = outcome_of(exchange)
+            if self._made_attributes is not None:
+                self._made_attributes.update(self._outcome)
+            if is_our_error(exchange):
                 self._status = _ERROR
             self._end_time = end_time
             self._home.processors.end(self)
-        self._of = None  # lets go of the request, and breaks the cycle with the exchange
 
 
 def fail(span: Span, exc: BaseException) -> None:
@@ -480,33 +499,6 @@ def _record(span: Span, exc: BaseException) -> None:
 
 
 def _set_outcome(span: Span, exchange: Exchange) -> None:
-    span.set_attributes(_outcome(exchange))
-    if _is_our_error(exchange):
+    span.set_attributes(outcome_of(exchange))
+    if is_our_error(exchange):
         span.set_status(_ERROR)
-
-
-def _outcome(exchange: Exchange) -> dict[str, Any]:
-    """The attributes that are known only at the end."""
-    outcome: dict[str, Any] = {}
-    if exchange.status is not None:
-        outcome["http.response.status_code"] = exchange.status
-    if exchange.error_type is not None:
-        outcome["error.type"] = exchange.error_type
-    if exchange.websocket is not None:
-        outcome.update(exchange.websocket.attributes)
-    if exchange.ready or exchange.waiting:
-        _add_time_split(outcome, exchange)
-    return outcome
-
-
-def _add_time_split(outcome: dict[str, Any], exchange: Exchange) -> None:
-    """Where the time of a request went, for those that waited for anything."""
-    outcome["async.busy_seconds"] = round(exchange.busy, 6)
-    outcome["async.ready_seconds"] = round(exchange.ready, 6)
-    for kind, seconds in exchange.waiting.items():
-        outcome[f"async.waiting_seconds.{kind}"] = round(seconds, 6)
-
-
-def _is_our_error(exchange: Exchange) -> bool:
-    """Whether the service failed; a client that left, or erred (4xx), is no error of a server span."""
-    return exchange.error_type is not None and exchange.status != 499

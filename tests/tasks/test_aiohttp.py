@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from aiohttp_observe.tasks import TaskInfo, Wait, adopt, drive, number_of, take_snapshot
 
 from .scenes import info_of, suspended
-from .test_chain import Polled, Silent
+from .test_chain import Driven
 from .test_tracker import an_exchange
 
 
@@ -60,7 +60,7 @@ async def driven(
     task = asyncio.current_task()
     assert task is not None
     adopt(task, an_exchange("r9"))
-    return await drive(handler, request, Polled(), Silent())
+    return await drive(handler, request, Driven())
 
 
 @pytest.fixture

@@ -17,18 +17,13 @@ from aiohttp_observe.tasks import drive, take_snapshot
 from .scenes import info_of, suspended
 
 
-class Polled:
+class Driven:
     busy = 0.0
     polls = 0
     longest_poll = 0.0
     suspended_at: float | None = None
 
-
-class Silent:
     def waited(self, coro: object, future: object, callbacks: object, since: float, until: float) -> None:
-        pass
-
-    def left(self, returned: object, raised: BaseException | None) -> None:
         pass
 
 
@@ -87,7 +82,7 @@ async def through_drive() -> None:
     async def there(argument: None) -> None:
         await here()
 
-    await drive(there, None, Polled(), Silent())
+    await drive(there, None, Driven())
 
 
 class Delegating:
