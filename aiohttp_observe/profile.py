@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import PurePath
 from types import FrameType
+
+from .tasks import caller_of, innermost_frames
 
 __all__ = ["profile"]
 
@@ -36,7 +37,7 @@ def _sample(ident: int, seconds: float) -> Counter[str]:
     seen: Counter[str] = Counter()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
-        frame = sys._current_frames().get(ident)
+        frame = innermost_frames().get(ident)
         if frame is not None:
             stack = _collapsed(frame)
             seen[stack if stack in seen or len(seen) < _MOST_STACKS else "_other"] += 1
@@ -50,5 +51,5 @@ def _collapsed(frame: FrameType | None) -> str:
     while frame is not None and len(names) < _DEEPEST:
         code = frame.f_code
         names.append(f"{code.co_name} ({PurePath(code.co_filename).name}:{frame.f_lineno})".replace(";", ","))
-        frame = frame.f_back
+        frame = caller_of(frame)
     return ";".join(reversed(names))

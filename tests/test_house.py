@@ -14,10 +14,10 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"bundles", "cli", "exchange", "flood", "options", "profile", "redaction"},
+    {"bundles", "cli", "exchange", "flood", "options", "redaction"},
     {"websockets"},
     {"ending", "flightrecorder", "history", "tasks"},
-    {"incidents"},
+    {"incidents", "profile"},
     {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
     {"documents"},
     {"plugin"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dis
-import sys
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any
 from ..incidents import SpanPlace
 from ..tasks.model import Frame
 from ..tasks.places import own_line, place_of
+from ..tasks.threads import caller_of, innermost_frames
 from ..tasks.tracker import exchange_of, number_of
 from . import pulse
 
@@ -55,7 +55,7 @@ class LoopThread:
 
     def is_gone(self) -> bool:
         """Whether nobody will run the loop any more."""
-        return self._loop.is_closed() or self.ident not in sys._current_frames()
+        return self._loop.is_closed() or self.ident not in innermost_frames()
 
     def cpu_seconds(self) -> float:
         """CPU time of the thread, of the whole process where threads have no clock."""
@@ -70,7 +70,7 @@ class LoopThread:
         """What it does now, ``None`` unless it is in a callback of others.  ``caller``: see `Pulse`."""
         if not self._loop.is_running():
             return None
-        frame = sys._current_frames().get(self.ident)
+        frame = innermost_frames().get(self.ident)
         stack = _callback_stack(frame, caller)
         if frame is None or not stack or stack[-1].file == pulse.__file__:
             return None
@@ -117,7 +117,7 @@ def _callback_stack(frame: FrameType | None, caller: CodeType | None) -> tuple[F
     while frame is not None and frame.f_code is not caller:
         if len(stack) < _DEEPEST:
             stack.append(place_of(frame.f_code, frame.f_lasti))
-        frame = frame.f_back
+        frame = caller_of(frame)
     if frame is None:  # asyncio's select has no Handle._run beneath it
         return ()
     if not stack and caller is _HANDLE_RUN:  # a callback written in C, which has no frame

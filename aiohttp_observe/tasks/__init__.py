@@ -22,6 +22,7 @@ loop is blocked.
 ``forgotten``   whether anybody can still wake a task
 ``tree``        who awaits whom, and who started whom
 ``render``      JSON
+``threads``     frames of other threads
 ``tracker``     `Tasks`: when, where, by whom and for which request a task was created
 ``drive``       drives a request's coroutine by hand, timing it
 ``suspension``  what single tasks are, or were, suspended for
@@ -50,6 +51,7 @@ from .places import own_line, stack_of
 from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
 from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
+from .threads import caller_of, innermost_frames
 from .tracker import (
     Birth,
     Tasks,
@@ -83,11 +85,13 @@ __all__ = [
     "Wait",
     "adopt",
     "birth_of",
+    "caller_of",
     "count_tasks",
     "drive",
     "exchange_of",
     "find_tasks",
     "findings_to_dict",
+    "innermost_frames",
     "is_forgotten",
     "json_pieces",
     "name_operation",

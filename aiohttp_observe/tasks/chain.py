@@ -17,6 +17,7 @@ from typing import Any
 from .drive import drive
 from .model import Frame
 from .places import place_of
+from .threads import caller_of, innermost_frames
 
 __all__ = ["Chain", "held_by", "running_places"]
 
@@ -172,7 +173,7 @@ def running_places(task: asyncio.Task[Any]) -> list[tuple[str, CodeType, int]]:
     """
     outermost = getattr(task.get_coro(), "cr_frame", None)
     places: list[tuple[str, CodeType, int]] = []
-    frames = list(sys._current_frames().values())
+    frames = list(innermost_frames().values())
     while frames:  # to the end: one is the frame of this very call, which must not keep itself alive
         places = _places_up_to(outermost, frames.pop()) or places
     return places
@@ -184,5 +185,5 @@ def _places_up_to(outermost: FrameType | None, frame: FrameType | None) -> list[
         places.append((frame.f_globals.get("__name__", ""), frame.f_code, frame.f_lasti))
         if frame is outermost:
             return places
-        frame = frame.f_back
+        frame = caller_of(frame)
     return []

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from types import CodeType, FrameType
 
 from .model import Frame
+from .threads import caller_of
 
 __all__ = ["Places", "is_library", "own_line", "place_of", "stack_of"]
 
@@ -37,7 +38,7 @@ def stack_of(frame: FrameType | None) -> tuple[Frame, ...]:
     stack = []
     while frame is not None:
         stack.append(place_of(frame.f_code, frame.f_lasti))
-        frame = frame.f_back
+        frame = caller_of(frame)
     return tuple(stack)
 
 

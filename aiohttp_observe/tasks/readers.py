@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from .chain import Chain, held_by
 from .places import is_library
+from .threads import caller_of, innermost_frames
 from .tracker import is_made_by_wait_for, number_of
 
 __all__ = ["readers_of", "running_codes"]
@@ -118,12 +119,12 @@ def running_codes(task: asyncio.Task[Any]) -> Iterator[CodeType]:
     if not getattr(coro, "cr_running", False):
         return
     codes: list[CodeType] = []
-    for innermost in list(sys._current_frames().values()):
+    for innermost in list(innermost_frames().values()):
         frame: FrameType | None = innermost
         passed = []
         while frame is not None and frame is not coro.cr_frame:
             passed.append(frame.f_code)
-            frame = frame.f_back
+            frame = caller_of(frame)
         if frame is not None:
             codes = [*passed, frame.f_code]
     yield from (code for code in codes if not is_library(code.co_filename))
