@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Iterator
-from types import CellType, CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, Protocol
 
-from .chain import Chain, held_by
+from .chain import Chain, held_by, running_places
 from .places import is_library
-from .threads import caller_of, innermost_frames
 from .tracker import is_made_by_wait_for, number_of
 
 __all__ = ["readers_of", "running_codes"]
@@ -113,18 +112,8 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[tuple[CodeType, list[Any]]]:
             yield running.cr_code, held_by(running)
 
 
-def running_codes(task: asyncio.Task[Any]) -> Iterator[CodeType]:
+def running_codes(task: asyncio.Task[Any]) -> list[CodeType]:
     """The service's own code that a task runs now, innermost first; not all of what it holds can be seen."""
-    coro: Any = task.get_coro()
-    if not getattr(coro, "cr_running", False):
-        return
-    codes: list[CodeType] = []
-    for innermost in list(innermost_frames().values()):
-        frame: FrameType | None = innermost
-        passed = []
-        while frame is not None and frame is not coro.cr_frame:
-            passed.append(frame.f_code)
-            frame = caller_of(frame)
-        if frame is not None:
-            codes = [*passed, frame.f_code]
-    yield from (code for code in codes if not is_library(code.co_filename))
+    if not getattr(task.get_coro(), "cr_running", False):
+        return []
+    return [code for _, code, _ in running_places(task) if not is_library(code.co_filename)]

@@ -60,6 +60,11 @@ async def test_is_a_deadlock() -> None:
     assert sentence in ("deadlock: writer → reader → writer", "deadlock: reader → writer → reader")
 
 
+async def test_is_told_by_every_look() -> None:
+    async with started(both(Queue(1))):
+        assert [len(deadlocks()) for _ in range(3)] == [1, 1, 1]
+
+
 async def test_is_one_where_both_share_a_closure() -> None:
     queue = Queue(1)
 
