@@ -9,11 +9,13 @@ loop is blocked.
 ``selection``   the filters
 ``seen``        one task, examined
 ``chain``       the await chain: coroutines down to the innermost
+``blocks``      the ``async with`` blocks it is in
 ``stacks``      what tasks at the same places have in common
 ``waits``       the kinds of waiting, `register_wait_kind`
 ``edges``       who waits for whom
 ``resources``   locks, queues, ...: holders and waiters
 ``deadlock``    cycles
+``timers``      what a timer may still end
 ``holding``     for how long a lock has been held
 ``groups``      tasks by where they stand
 ``growth``      crowds that grow: leaks

@@ -79,7 +79,7 @@ class Chain:
     def _follow_helpers(self, is_helper: Callable[[asyncio.Task[Any]], bool], places: list[int]) -> None:
         while self.frames and self.frames[-1].f_code is _WAIT_FOR and len(self.frames) < _DEEPEST:
             timed = _timed_future(self.awaitables[-1], self.leaf)
-            if not isinstance(timed, asyncio.Task) or not is_helper(timed):
+            if not isinstance(timed, asyncio.Task) or not is_helper(timed) or self._is_given(timed):
                 self.leaf = timed or self.leaf
                 break
             known = len(self.frames)
@@ -87,6 +87,10 @@ class Chain:
             self.leaf = getattr(timed, "_fut_waiter", None)
             if len(self.frames) == known:  # it has just ended
                 break
+
+    def _is_given(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the code around ``wait_for`` has it, so that it can't be made in there."""
+        return any(held is task for around in self.awaitables[:-1] for held in held_by(around))
 
     def module(self, index: int) -> str:
         """The name of the module that a frame's code is in."""

@@ -13,8 +13,10 @@ from .chain import held_by
 __all__ = [
     "Awaited",
     "awaited",
+    "first_is_enough",
     "grouped",
     "next_completed",
+    "next_is_enough",
     "next_is_timed",
     "timed",
     "wait_is_timed",
@@ -84,8 +86,18 @@ def waited_set(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
 
 
 def wait_is_timed(awaitables: Sequence[Any], index: int) -> bool:
-    """Whether ``asyncio.wait`` was given a timeout, the only number it holds."""
+    """Whether ``asyncio.wait`` or ``wait_for`` was given a timeout, the only number it holds."""
     return any(isinstance(held, (int, float)) for held in held_by(awaitables[index]))
+
+
+def first_is_enough(awaitables: Sequence[Any], index: int) -> bool:
+    """Whether ``asyncio.wait`` may return before all are done."""
+    return asyncio.ALL_COMPLETED not in [held for held in held_by(awaitables[index]) if type(held) is str]
+
+
+def next_is_enough(awaitables: Sequence[Any], index: int) -> bool:
+    """``asyncio.as_completed`` waits for any one."""
+    return True
 
 
 def grouped(awaitables: Sequence[Any], index: int) -> Iterable[Any]:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import dis
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from functools import lru_cache
 from time import perf_counter
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType, MethodType
 from typing import Any
 
+from .blocks import EXIT_IS_APART, entered_by, managers_in
 from .chain import Chain, held_by
 from .deadlock import Need, cycles
 from .holding import held_seconds
 from .model import Frame, Resource
 from .readers import readers_of, running_codes
-from .stacks import EXIT_IS_APART, Reading, Stack, entered_by, managers_in
+from .stacks import Reading, Stack
 from .tracker import number_of
 from .waits import registered_state
 
@@ -31,6 +32,7 @@ __all__ = ["Meetings"]
 _HELD = (asyncio.Lock, asyncio.Semaphore)
 """What tasks are inside of, and others wait for them to leave."""
 _JAMS = (*_HELD, asyncio.Queue)
+_ACQUIRE = asyncio.Lock.acquire.__code__
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
@@ -50,10 +52,18 @@ class _Meeting:
 
 
 class Meetings:
-    """The resources of one snapshot, gathered task by task.  ``live`` gives all tasks of its loop."""
+    """The resources of one snapshot, gathered task by task.
 
-    def __init__(self, live: Callable[[], Iterable[asyncio.Task[Any]]]) -> None:
+    ``live`` gives all tasks of its loop, ``timed`` which of some tasks and locks its timers refer to.
+    """
+
+    def __init__(
+        self,
+        live: Callable[[], Iterable[asyncio.Task[Any]]],
+        timed: Callable[[Iterable[Any]], Generator[None, None, list[Any]]],
+    ) -> None:
         self._live = live
+        self._timed = timed
         self._known: dict[int, _Meeting] = {}  # by identity: a user's queue may not be hashable
         self._waits: dict[int, Reading] = {}
         self._awaited: dict[int, Any] = {}
@@ -77,6 +87,11 @@ class Meetings:
             meeting.waiters.append(number)
             if meeting.place is None:
                 meeting.place = _asked_at(chain)
+        if isinstance(waits_at, asyncio.Condition) and chain.frames[-1].f_code is _ACQUIRE:
+            # It has been notified, and wants the lock back.
+            waits_at = _lock_of(waits_at)
+            reading = reading._replace(resource=waits_at)
+            self._of(waits_at).waiters.append(number)
         if not reading.timed and (reading.on or isinstance(waits_at, _JAMS)):
             self._waits[number] = reading
 
@@ -101,12 +116,28 @@ class Meetings:
             held_seconds=held_seconds(resource, holders, now) if holders else None,
         )
 
-    def deadlocks(self) -> tuple[tuple[int, ...], ...]:
-        """Cycles of task ids, each waiting for what the next one holds or does."""
-        jammed = [meeting for meeting in self._known.values() if self._is_jammed(meeting)]
+    def deadlocks(self) -> Generator[None, None, tuple[tuple[int, ...], ...]]:
+        """Cycles of task ids, each waiting for what the next one holds or does; found in slices."""
+        found = self._cycles(set())
+        if found:
+            timed = yield from self._timed([*self._waiting(), *(m.resource for m in self._known.values())])
+            found = self._cycles({number_of(each) for each in timed})
+        return found
+
+    def _waiting(self) -> Iterator[asyncio.Task[Any]]:
+        """Tasks that wait for others: those of a cycle, and those whose end would be its end."""
+        return (self.tasks[number] for number, reading in self.readings.items() if reading is not None)
+
+    def _cycles(self, timed: Set[int]) -> tuple[tuple[int, ...], ...]:
+        """Those that are certain, without the tasks and resources that are ``timed``."""
+        jammed = [
+            meeting
+            for meeting in self._known.values()
+            if number_of(meeting.resource) not in timed and self._is_jammed(meeting)
+        ]
         needs = {number_of(meeting.resource): Need(list(meeting.holders), any_of=True) for meeting in jammed}
         needs.update(self._full_queues())
-        rescued = self._rescued()
+        rescued = self._rescued(timed)
         for number, reading in self._waits.items():
             if number in rescued:
                 continue
@@ -148,12 +179,13 @@ class Meetings:
             return False
         return getattr(self.tasks[number], "_fut_waiter", None) is awaited
 
-    def _rescued(self) -> set[int]:
-        """Tasks that are cancelled, likely, when the timeout of one that awaits them has passed."""
+    def _rescued(self, timed: Set[int]) -> set[int]:
+        """Tasks that are cancelled, likely, when their time or that of one that awaits them has passed."""
         rescued: set[int] = set()
         found = [
             task for reading in self.readings.values() if reading and reading.timed for task in reading.on
         ]
+        found += [task for number, task in self.tasks.items() if number in timed]
         while found:
             task = found.pop()
             if _is_pending_task(task) and number_of(task) not in rescued:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import dropwhile, islice
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from .model import Frame
 from .places import own_line, place_of
 from .resources import Meetings
 from .stacks import Reading, Stacks, read_wait
+from .timers import within_reach_of_timers
 from .tracker import age_of, exchange_of, is_made_by_wait_for
 
 __all__ = ["Look", "Seen", "live_tasks"]
@@ -44,7 +46,7 @@ class Look:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
-        self.meetings = Meetings(lambda: live_tasks(loop))
+        self.meetings = Meetings(lambda: live_tasks(loop), partial(within_reach_of_timers, loop))
         self._running = asyncio.current_task(loop)
         self._depth = depth
         self._stacks = Stacks(depth)

@@ -128,7 +128,7 @@ class _Picture:
         self._resources = self._look.meetings.resources(self._selection.limit)
         self._circumstances.conclude(self._resources)
         yield
-        self._deadlocks = self._look.meetings.deadlocks()
+        self._deadlocks = yield from self._look.meetings.deadlocks()
         yield
         words = Rows(self._circumstances)
         for start in range(0, len(chosen), _SLICE):

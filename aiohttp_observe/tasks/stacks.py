@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from types import AsyncGeneratorType, MethodType
+from types import AsyncGeneratorType
 from typing import Any, NamedTuple
 
+from .blocks import managers_in
 from .chain import Chain, held_by
 from .edges import awaited
 from .model import Frame
 from .places import is_library
-from .waits import TIMEOUT, Rule, is_timeout, rule_for
+from .waits import TIMEOUT, Rule, rule_for, timeouts_of
 
-__all__ = ["EXIT_IS_APART", "Reading", "Stack", "Stacks", "entered_by", "kind_at", "managers_in", "read_wait"]
+__all__ = ["Reading", "Stack", "Stacks", "kind_at", "read_wait"]
 
-EXIT_IS_APART = sys.version_info >= (3, 14)
-"""The function and its object lie on the evaluation stack one after the other, not as a bound method."""
 _WRAPPERS = {"sentry_sdk", "ddtrace", "newrelic", "elasticapm", "opentelemetry"}
 """Packages that run a task's coroutine within one of their own."""
 
@@ -44,7 +41,9 @@ class Stack:
         self.start = next((i for i in range(number) if _package(chain, i) not in _WRAPPERS), 0)
         self.frames = tuple(chain.place(i) for i in range(number - 1, max(-1, number - depth - 1), -1))
         self.line = _line(chain)
-        self.entering = number > 1 and chain.frames[-2].f_code.co_name == "__aenter__"
+        # An exit stack takes up what it has entered only then.
+        names = [frame.f_code.co_name for frame in chain.frames[-3:]]
+        self.entering = names[-2:-1] == ["__aenter__"] and names[0] != "enter_async_context"
         self.marks: list[tuple[int, Rule | None]] = []
         self.blocks: list[int] = []
         told_for = ""  # the package whose function a rule was last found for
@@ -98,53 +97,6 @@ class Stacks:
         self._known.clear()
 
 
-def managers_in(held: Sequence[Any]) -> list[Any]:
-    """Of what a suspended frame holds, the managers whose ``__aexit__`` is to be called; outermost first."""
-    found = []
-    for index, each in enumerate(held):
-        if type(each) is MethodType:
-            if each.__name__ == "__aexit__":
-                found.append(each.__self__)
-        elif EXIT_IS_APART and getattr(each, "__name__", None) == "__aexit__":
-            manager = held[index + 1] if index + 1 < len(held) else None
-            if getattr(type(manager), "__aexit__", None) is each:
-                found.append(manager)
-    return found
-
-
-def entered_by(awaitable: Any, apart: Sequence[Any] = (), depth: int = 8) -> list[Any]:
-    """The context managers in whose ``async with`` blocks a suspended awaitable is, outermost first.
-
-    A suspended frame keeps the ``__aexit__`` of each on its evaluation stack: see `managers_in`.  Those
-    entered on its behalf count as well: by an ``AsyncExitStack``, by an async context manager
-    written as a generator, and by an async generator it iterates over; ``depth`` levels of them.
-    Generators that are ``apart`` are asked for themselves: they may be about to enter one.
-    """
-    managers = []
-    held = held_by(awaitable)
-    for manager in managers_in(held):
-        managers.append(manager)
-        managers += _entered_for(manager, apart, depth)
-    for each in held:
-        if type(each) is AsyncGeneratorType and depth and each not in apart:
-            managers += entered_by(each, apart, depth - 1)
-    return managers
-
-
-def _entered_for(manager: Any, apart: Sequence[Any], depth: int) -> list[Any]:
-    if not depth:
-        return []
-    if isinstance(manager, AsyncExitStack):
-        within = [getattr(leave, "__self__", None) for _, leave in list(manager._exit_callbacks)]  # type: ignore[attr-defined]
-        return [each for it in within for each in (it, *_entered_for(it, apart, depth - 1))]
-    gen = getattr(manager, "gen", None)
-    return entered_by(gen, apart, depth - 1) if type(gen) is AsyncGeneratorType and gen not in apart else []
-
-
-def _has_timeout(awaitable: Any) -> bool:
-    return any(map(is_timeout, managers_in(held_by(awaitable))))
-
-
 class Reading(NamedTuple):
     """What a task waits for.
 
@@ -172,8 +124,6 @@ class _Phrase(NamedTuple):
     kind: str | None
     words: str
     final: bool
-    any_of: bool
-    timed: bool
 
 
 def _phrase(rules: Sequence[tuple[int, Rule]], chain: Chain) -> _Phrase:
@@ -184,8 +134,6 @@ def _phrase(rules: Sequence[tuple[int, Rule]], chain: Chain) -> _Phrase:
         kind=kinds[0] if kinds else None,
         words=" → ".join(words),
         final=bool(rules) and rules[-1][1].final,
-        any_of="wait" in kinds,
-        timed="timeout" in kinds or "wait_for" in kinds,
     )
 
 
@@ -202,7 +150,7 @@ def _phrase_of(chain: Chain, stack: Stack) -> _Phrase:
     rules = []
     for index, rule in stack.marks:
         if rule is None:
-            if _has_timeout(chain.awaitables[index]):
+            if timeouts_of(chain.awaitables, index):
                 rules.append((index, TIMEOUT))
         elif not rule.idle or (index == len(chain.frames) - 1 and awaited(chain.leaf).kind == "future"):
             rules.append((index, rule))
@@ -222,10 +170,12 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
     phrase = stack.phrase or _phrase_of(chain, stack)
     on: Sequence[Any] = ()
     resource = None
-    timed = phrase.timed
+    timed = any_of = False
     for index, rule in phrase.rules:
         if rule.timed is not None:
             timed = timed or rule.timed(chain.awaitables, index)
+        if rule.any_of is not None:
+            any_of = any_of or rule.any_of(chain.awaitables, index)
         if rule.awaits is not None:
             on = on or tuple(rule.awaits(chain.awaitables, index))
         if rule.resource is not None:
@@ -234,19 +184,19 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
             if resource is None or isinstance(found, (asyncio.Lock, asyncio.Semaphore)):
                 resource = found
     if phrase.final and phrase.kind is not None:
-        return Reading(phrase.kind, phrase.words, on, resource, phrase.any_of, timed)
+        return Reading(phrase.kind, phrase.words, on, resource, any_of, timed)
     leaf = awaited(chain.leaf)
     words = f"{phrase.words} → {leaf.detail}" if phrase.words else leaf.detail
-    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, phrase.any_of, timed)
+    return Reading(phrase.kind or leaf.kind, words, on or leaf.on, resource, any_of, timed)
 
 
 def _constant(phrase: _Phrase | None) -> Reading | None:
     """The reading if even that is the same for every task."""
     if phrase is None or phrase.kind is None or not phrase.final:
         return None
-    if any(rule.awaits or rule.resource for _, rule in phrase.rules):
+    if any(rule.awaits or rule.resource or rule.timed for _, rule in phrase.rules):
         return None
-    return Reading(phrase.kind, phrase.words, (), None, phrase.any_of, phrase.timed)
+    return Reading(phrase.kind, phrase.words, (), None, any_of=False, timed=False)
 
 
 def _local(awaitable: Any, kind: type | str) -> Any:

@@ -14,10 +14,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import AsyncGeneratorType
 from typing import Any, NamedTuple
 
+from .blocks import entered_by
 from .chain import Chain, held_by
-from .edges import grouped, next_completed, next_is_timed, timed, wait_is_timed, waited_set
+from .edges import (
+    first_is_enough,
+    grouped,
+    next_completed,
+    next_is_enough,
+    next_is_timed,
+    timed,
+    wait_is_timed,
+    waited_set,
+)
 
-__all__ = ["TIMEOUT", "Rule", "is_timeout", "register_wait_kind", "registered_state", "rule_for"]
+__all__ = ["TIMEOUT", "Rule", "register_wait_kind", "registered_state", "rule_for", "timeouts_of"]
 
 
 class Rule(NamedTuple):
@@ -28,6 +38,7 @@ class Rule(NamedTuple):
     ``idle``      holds only while the function awaits a plain future, not a task or coroutine
     ``awaits``    finds the futures it waits for, given the chain's awaitables and its own place
     ``timed``     tells, of the same, whether it waits with a timeout
+    ``any_of``    tells, of the same, whether one of the futures is enough
     ``resource``  type, or name of the class, of the object at which tasks meet there, a local
     ``about``     adds to the label from what the function holds
     """
@@ -38,6 +49,7 @@ class Rule(NamedTuple):
     idle: bool = False
     awaits: Callable[[Sequence[Any], int], Iterable[Any]] | None = None
     timed: Callable[[Sequence[Any], int], bool] | None = None
+    any_of: Callable[[Sequence[Any], int], bool] | None = None
     resource: type | str | None = None
     about: Callable[[Any, str], str] | None = None
 
@@ -136,7 +148,12 @@ def _qualname(chain: Chain, index: int) -> str:
     return known
 
 
-def is_timeout(manager: Any) -> bool:
+def timeouts_of(awaitables: Sequence[Any], index: int) -> list[Any]:
+    """The timeouts in whose blocks a link of the chain is, those entered on its behalf too."""
+    return [manager for manager in entered_by(awaitables[index], awaitables) if _is_timeout(manager)]
+
+
+def _is_timeout(manager: Any) -> bool:
     """Whether an entered context manager is ``asyncio.timeout()`` or one of the async_timeout package."""
     return type(manager).__name__ == "Timeout" and type(manager).__module__ in (
         "asyncio.timeouts",
@@ -152,7 +169,17 @@ def _pooled_host(wait: Any, label: str) -> str:
     return label
 
 
-TIMEOUT = Rule("timeout", "timeout", final=False)
+def _ends(awaitables: Sequence[Any], index: int) -> bool:
+    """Whether one of the timeouts around has a deadline, which ``timeout(None)`` hasn't."""
+    return any(map(_deadline, timeouts_of(awaitables, index)))
+
+
+def _deadline(timeout: Any) -> float | None:
+    when: float | None = timeout.when() if hasattr(timeout, "when") else timeout.deadline
+    return when
+
+
+TIMEOUT = Rule("timeout", "timeout", final=False, timed=_ends)
 _ASYNC_GENERATOR = Rule("async_generator", "async_generator", final=False)
 
 
@@ -175,7 +202,9 @@ executor    asyncio.threads          -                      to_thread
 stream      asyncio.streams          StreamReader           read readline readexactly readuntil
 stream      asyncio.streams          StreamWriter           drain wait_closed start_tls
 stream      asyncio.selector_events  BaseSelectorEventLoop  sock_recv sock_recv_into sock_sendall sock_accept
+stream      asyncio.selector_events  BaseSelectorEventLoop  sock_recvfrom sock_recvfrom_into sock_sendto
 stream      uvloop.loop              Loop                   sock_recv sock_recv_into sock_sendall sock_accept
+stream      uvloop.loop              Loop                   sock_recvfrom sock_recvfrom_into sock_sendto
 connect     asyncio.streams          -                      open_connection open_unix_connection
 connect     asyncio.base_events      BaseEventLoop          create_connection start_tls
 connect     asyncio.base_events      BaseEventLoop          create_datagram_endpoint
@@ -217,12 +246,18 @@ if sys.version_info >= (3, 11):
     _MEETING_POINTS.append(("barrier", asyncio.Barrier, "wait"))
 
 _TIMED = timed if sys.version_info < (3, 12) else None
-_NEXT_COMPLETED = Rule("wait", "as_completed", awaits=next_completed, timed=next_is_timed)
+_NEXT_COMPLETED = Rule(
+    "wait", "as_completed", awaits=next_completed, timed=next_is_timed, any_of=next_is_enough
+)
 
 _rules: dict[tuple[str, str], Rule] = {
     **dict(_builtin_rules()),
-    ("asyncio.tasks", "wait"): Rule("wait", "wait", awaits=waited_set, timed=wait_is_timed),
-    ("asyncio.tasks", "wait_for"): Rule("wait_for", "wait_for", final=False, awaits=_TIMED),
+    ("asyncio.tasks", "wait"): Rule(
+        "wait", "wait", awaits=waited_set, timed=wait_is_timed, any_of=first_is_enough
+    ),
+    ("asyncio.tasks", "wait_for"): Rule(
+        "wait_for", "wait_for", final=False, awaits=_TIMED, timed=wait_is_timed
+    ),
     ("asyncio.tasks", "as_completed.<locals>._wait_for_one"): _NEXT_COMPLETED,  # up to Python 3.12
     ("asyncio.tasks", "_AsCompletedIterator._wait_for_one"): _NEXT_COMPLETED,
     ("asyncio.taskgroups", "TaskGroup.__aexit__"): Rule("task_group", "TaskGroup", awaits=grouped),

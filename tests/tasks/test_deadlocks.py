@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from aiohttp_observe.tasks import Snapshot, number_of, take_snapshot
 
 modern: Any = asyncio  # what it has from Python 3.11 on
+# Before, what aiohttp uses there.
+timeout = modern.timeout if sys.version_info >= (3, 11) else import_module("async_timeout").timeout
 Scene = Callable[[], Awaitable[Any]]
 
 every_kind = pytest.mark.parametrize(
@@ -80,6 +84,48 @@ async def nested_rows(lock: Any) -> AsyncIterator[int]:
     async with holding(lock):
         async for row in rows_under(asyncio.Lock()):
             yield row
+
+
+@asynccontextmanager
+async def limited(seconds: float | None) -> AsyncIterator[None]:
+    async with timeout(seconds):
+        yield
+
+
+async def no_limit(coro: Awaitable[Any]) -> None:
+    async with timeout(None):
+        await coro
+
+
+async def limit_by_a_manager(coro: Awaitable[Any]) -> None:
+    async with limited(60):
+        await coro
+
+
+async def limit_by_an_exit_stack(coro: Awaitable[Any]) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(timeout(60))
+        await coro
+
+
+class Scope:
+    """Cancels the task it was entered in, as those of anyio do."""
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(60, self._end)
+
+    def __exit__(self, *exc: object) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def limit_by_a_scope(coro: Awaitable[Any]) -> None:
+    with Scope():
+        await coro
 
 
 async def crossing(one: Any, other: Any) -> None:
@@ -221,9 +267,114 @@ class TestTasksAwaitingEachOther:
 
         assert cycles(loop, scene) == [["child", "parent"]]
 
+    @pytest.mark.parametrize("wait", [lambda coro: asyncio.wait_for(coro, None), no_limit])
+    def test_under_a_limit_that_is_none(self, loop: asyncio.AbstractEventLoop, wait: Any) -> None:
+        async def stuck(lock: asyncio.Lock) -> None:
+            async with lock:
+                await wait(inside(lock))
+
+        async def scene() -> None:
+            await asyncio.wait([start("stuck", stuck(asyncio.Lock()))])
+
+        assert cycles(loop, scene) == [["stuck"]]
+
+    def test_with_a_wait_for_all_of_which_one_goes_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        async def parent(lock: asyncio.Lock) -> None:
+            async with lock:
+                await asyncio.wait([start("child", inside(lock)), start("sleeper", asyncio.sleep(60))])
+
+        async def scene() -> None:
+            await asyncio.wait([start("parent", parent(asyncio.Lock()))])
+
+        assert cycles(loop, scene) == [["child", "parent"]]
+
+    def test_enters_what_it_holds_by_an_exit_stack(self, loop: asyncio.AbstractEventLoop) -> None:
+        async def stuck(lock: asyncio.Lock) -> None:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(lock)
+                await stack.enter_async_context(lock)
+
+        async def scene() -> None:
+            await asyncio.wait([start("stuck", stuck(asyncio.Lock()))])
+
+        assert cycles(loop, scene) == [["stuck"]]
+
+    def test_of_who_was_notified_and_who_notified_it(self, loop: asyncio.AbstractEventLoop) -> None:
+        async def notified(condition: asyncio.Condition) -> None:
+            async with condition:
+                await condition.wait()
+
+        async def notifies(condition: asyncio.Condition, other: asyncio.Task[None]) -> None:
+            async with condition:
+                condition.notify_all()
+                await asyncio.shield(other)  # which can't be cancelled before it has the lock
+
+        async def scene() -> None:
+            condition = asyncio.Condition()
+            waiter = start("notified", notified(condition))
+            await asyncio.sleep(0)
+            await asyncio.wait([waiter, start("notifies", notifies(condition, waiter))])
+
+        assert cycles(loop, scene) == [["notified", "notifies"]]
+
+    def test_while_timers_of_others_run(self, loop: asyncio.AbstractEventLoop) -> None:
+        async def scene() -> None:
+            other = start("other", asyncio.sleep(60))
+            timer = loop.call_later(60, other.cancel)
+            lock = asyncio.Lock()
+            await asyncio.wait([start("stuck", crossing(lock, lock)), start("late", asyncio.sleep(60))])
+            timer.cancel()
+
+        assert cycles(loop, scene) == [["stuck"]]
+
 
 class TestIsNone:
     """Where anything may still end the wait."""
+
+    @pytest.mark.parametrize("limit", [limit_by_a_manager, limit_by_an_exit_stack, limit_by_a_scope])
+    def test_with_a_timeout_entered_by_another(self, loop: asyncio.AbstractEventLoop, limit: Any) -> None:
+        async def scene() -> None:
+            lock = asyncio.Lock()
+            await asyncio.wait([start("stuck", limit(crossing(lock, lock)))])
+
+        assert cycles(loop, scene) == []
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda task, lock: (task.cancel,),
+            lambda task, lock: (task.cancel, "too late"),
+            lambda task, lock: (lambda: task.cancel(),),
+            lambda task, lock: (partial(task.cancel),),
+            lambda task, lock: (asyncio.Task.cancel, task),
+            lambda task, lock: (lock.release,),
+        ],
+    )
+    def test_with_a_timer_that_ends_it(self, loop: asyncio.AbstractEventLoop, end: Any) -> None:
+        async def scene() -> None:
+            lock = asyncio.Lock()
+            task = start("stuck", crossing(lock, lock))
+            timer = loop.call_later(60, *end(task, lock))
+            try:
+                await asyncio.wait([task])
+            finally:
+                timer.cancel()
+
+        assert cycles(loop, scene) == []
+
+    def test_with_a_timer_that_ends_who_awaits_it(self, loop: asyncio.AbstractEventLoop) -> None:
+        async def outer(lock: asyncio.Lock) -> None:
+            await asyncio.gather(start("inner", crossing(lock, lock)))
+
+        async def scene() -> None:
+            task = start("outer", outer(asyncio.Lock()))
+            timer = loop.call_later(60, task.cancel)
+            try:
+                await asyncio.wait([task])
+            finally:
+                timer.cancel()
+
+        assert cycles(loop, scene) == []
 
     def test_with_wait_for(self, loop: asyncio.AbstractEventLoop) -> None:
         async def scene() -> None:

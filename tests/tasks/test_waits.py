@@ -101,6 +101,23 @@ async def waiting_with_a_limit_for_several() -> None:
     await asyncio.wait_for(asyncio.gather(asyncio.sleep(60)), 60)
 
 
+@scene("wait_for", "wait_for → task")
+async def waiting_with_a_limit_for_a_task() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    await asyncio.wait_for(task, 60)
+
+
+@scene("timeout", "timeout → Event.wait")
+async def waiting_within_a_timeout_of_a_manager() -> None:
+    @asynccontextmanager
+    async def limited() -> AsyncIterator[None]:
+        async with timeout(60):
+            yield
+
+    async with limited():
+        await asyncio.Event().wait()
+
+
 @scene("event", "Event.wait")
 async def waiting_without_a_limit() -> None:
     await asyncio.Event().wait()
@@ -254,6 +271,13 @@ if sys.version_info >= (3, 11):
     @scene("barrier", "Barrier.wait")
     async def waiting_for_others() -> None:
         await asyncio.Barrier(2).wait()
+
+    @scene("stream", "loop.sock_recvfrom")
+    async def receiving_datagrams() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiving:
+            receiving.bind(("127.0.0.1", 0))
+            receiving.setblocking(False)
+            await asyncio.get_running_loop().sock_recvfrom(receiving, 1)
 
     @scene("task_group", "TaskGroup")
     async def waiting_for_the_group() -> None:
