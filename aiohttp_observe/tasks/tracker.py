@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from ..exchange import CURRENT, Exchange
 from .model import Frame
-from .places import place_of
+from .places import is_library, place_of
 
 __all__ = [
     "Birth",
@@ -41,6 +41,9 @@ TaskFactory = Callable[..., Any]
 _WAIT_FOR = asyncio.wait_for.__code__
 _RUNS_THE_LOOP = (asyncio.events.__file__, asyncio.runners.__file__)
 """Files between the code that made a task and the code that started the loop."""
+
+_SERVER = "/aiohttp/web_protocol.py"
+_MOST_FILES = 10_000
 
 _numbers = itertools.count(1)
 
@@ -128,6 +131,7 @@ def _tracking_factory(
     It takes any arguments: aiohttp on Python 3.14 passes ``eager_start``.
     """
     tracking = True
+    packages: dict[str, bool] = {}
     inside, create_task = _files_inside(), asyncio.create_task.__code__
     # Where loop.create_task is written in Python it is the caller, and needn't be looked at.
     nearest = 2 if isinstance(loop, asyncio.BaseEventLoop) else 1
@@ -147,6 +151,13 @@ def _tracking_factory(
                 via = code
                 frame = frame.f_back
                 code = frame.f_code
+        try:
+            installed = packages[code.co_filename]
+        except KeyError:
+            installed = _note_file(packages, code.co_filename)
+        if installed:
+            frame = _beyond_packages(frame)
+            code = frame.f_code
         creator = current(loop)
         context = kwargs.get("context") if kwargs else None
         exchange = current_exchange() if context is None else context.get(CURRENT)
@@ -163,6 +174,27 @@ def _tracking_factory(
         tracking = False
 
     return create, stop
+
+
+def _note_file(packages: dict[str, bool], file: str) -> bool:
+    """Whether tasks made there are made on behalf of who called it, as in an installed package.
+
+    Not so aiohttp's server, which nobody has called.
+    """
+    installed = is_library(file) and file not in _RUNS_THE_LOOP and not file.endswith(_SERVER)
+    if len(packages) < _MOST_FILES:
+        packages[file] = installed
+    return installed
+
+
+def _beyond_packages(frame: FrameType) -> FrameType:
+    """The nearest caller that is the service's own code; ``frame`` itself if none is."""
+    caller: FrameType | None = frame
+    while caller is not None and caller.f_code.co_filename not in _RUNS_THE_LOOP:
+        if not is_library(caller.f_code.co_filename):
+            return caller
+        caller = caller.f_back
+    return frame
 
 
 def _task_class() -> type[asyncio.Task[Any]]:

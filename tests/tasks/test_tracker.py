@@ -93,6 +93,33 @@ class TestBirth:
         assert birth is not None
         assert birth.place.file == __file__
 
+    async def test_has_the_place_outside_of_packages(self) -> None:
+        package: dict[str, Any] = {"create_task": asyncio.create_task}
+        source = "def start(coro): return create_task(coro)"
+        exec(compile(source, "/lib/site-packages/nursery/tasks.py", "exec"), package)
+
+        def create() -> asyncio.Task[None]:
+            task: asyncio.Task[None] = package["start"](asyncio.sleep(0))
+            return task
+
+        task = create()
+        await task
+        birth = birth_of(task)
+        assert birth is not None
+        assert birth.place == Frame(__file__, create.__code__.co_firstlineno + 1, "create")
+
+    async def test_has_the_place_in_a_package_that_nobody_called(self) -> None:
+        package: dict[str, Any] = {"create_task": asyncio.create_task}
+        source = "def start(made): made.append(create_task(sleep(0)))"
+        exec(compile(source, "/lib/site-packages/nursery/tasks.py", "exec"), package)
+        package["sleep"] = asyncio.sleep
+        made: list[asyncio.Task[None]] = []
+        asyncio.get_running_loop().call_soon(package["start"], made)
+        await asyncio.sleep(0)
+        birth = birth_of(made[0])
+        assert birth is not None
+        assert birth.place == Frame("/lib/site-packages/nursery/tasks.py", 1, "start")
+
     async def test_grows_older(self) -> None:
         async with suspended(asyncio.sleep(60)) as (task,):
             birth = birth_of(task)
