@@ -15,11 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from time import perf_counter
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from opentelemetry.instrumentation._semconv import _StabilityMode
 from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.trace import Status, StatusCode
@@ -42,6 +45,7 @@ CLIENT_SESSION: web.AppKey[aiohttp.ClientSession] = web.AppKey("CLIENT_SESSION",
 
 _SETTINGS: web.AppKey[_Settings]
 _REQUEST_ID_HEADER = "X-Request-ID"
+_MOST_CAUSES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +247,8 @@ class _Call:
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestStartParams
     ) -> None:
         self._started = perf_counter()
-        self._handled_before = sys.exc_info()[1]
         self._method = sanitize_method(params.method)
-        self._host, self._port = params.url.host or "", params.url.port
+        self._host, self._port = params.url.raw_host or "", params.url.port  # a name in its ASCII form
         self._phase_host = self._host
         exchange = current_exchange()
         if exchange is not None:
@@ -287,8 +290,8 @@ class _Call:
         for phase in tuple(self._since)[-1:]:  # the innermost that it was in
             self._end_phase(phase)
         self._error = type(params.exception).__qualname__
-        if isinstance(params.exception, aiohttp.ClientResponseError):  # raise_for_status, say
-            self._status = params.exception.status or self._status
+        if isinstance(params.exception, aiohttp.ClientResponseError) and not _is_unreadable(params.exception):
+            self._status = params.exception.status or self._status  # of raise_for_status, say
         if self._span is not None and self._status is not None:
             self._span.set_attribute("http.response.status_code", self._status)
         if isinstance(params.exception, GeneratorExit) and self._official_call is not None:
@@ -306,7 +309,7 @@ class _Call:
         self._status = params.response.status
         location = params.response.headers.get("Location") or params.response.headers.get("URI")
         with suppress(ValueError):  # aiohttp will say so itself
-            self._phase_host = type(params.url)(location or "").host or self._phase_host
+            self._phase_host = type(params.url)(location or "").raw_host or self._phase_host
 
     # What a phase before it has left open belongs to an attempt that failed: nobody tells when.
 
@@ -352,7 +355,7 @@ class _Call:
             return
         self._done = True
         seconds = perf_counter() - self._started
-        broken = None if response is None else _broken_by(response(), self._handled_before)
+        broken = None if response is None else _broken_by(response())
         if broken is not None:
             self._note_broken_body(broken)
         if self._step is not None:
@@ -384,19 +387,38 @@ class _Call:
             self._span.fail(broken)
 
 
-def _broken_by(
-    response: aiohttp.ClientResponse | None, handled_before: BaseException | None
-) -> BaseException | None:
+def _is_unreadable(exc: aiohttp.ClientResponseError) -> bool:
+    """Whether it tells of bytes that are no response, under a status that aiohttp makes up."""
+    return isinstance(exc.__cause__, HttpProcessingError)
+
+
+def _broken_by(response: aiohttp.ClientResponse | None) -> BaseException | None:
     """What kept a response's body from being read to its end.
 
     A caller that stops reading, since it needs no more or fails by itself, breaks nothing:
     aiohttp then marks the body with a plain `aiohttp.ClientConnectionError`.  A timeout or a
-    cancellation makes it look the same, but is being handled while the response is closed.
+    cancellation makes it look the same, but is being handled while the response is closed,
+    and has come out of reading that body.
     """
     broken = None if response is None else response.content.exception()
-    if type(broken) is not aiohttp.ClientConnectionError:
+    if response is None or type(broken) is not aiohttp.ClientConnectionError:
         return broken
     handled = sys.exc_info()[1]
-    if handled is handled_before:  # the whole call is within an ``except`` of the caller's
-        return None
-    return handled if isinstance(handled, (asyncio.TimeoutError, asyncio.CancelledError)) else None
+    return handled if _comes_from(response.content, handled) else None
+
+
+def _comes_from(content: aiohttp.StreamReader, exc: BaseException | None) -> bool:
+    """Whether a timeout or a cancellation hit a task that was reading ``content``."""
+    for _ in range(_MOST_CAUSES):
+        if not isinstance(exc, (asyncio.TimeoutError, asyncio.CancelledError)):
+            return False
+        frames = (frame for frame, _ in walk_tb(exc.__traceback__))
+        if any(_is_method_of(content, frame) for frame in frames):
+            return True
+        exc = exc.__cause__ or exc.__context__  # `asyncio.timeout` makes one of the other
+    return False
+
+
+def _is_method_of(content: aiohttp.StreamReader, frame: FrameType) -> bool:
+    in_streams = frame.f_globals.get("__name__") == aiohttp.streams.__name__
+    return in_streams and frame.f_locals.get("self") is content

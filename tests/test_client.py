@@ -371,6 +371,40 @@ async def test_a_second_try_is_not_blamed_for_the_first(pair: Pair) -> None:
     assert pair.counted() == pair.counted(error_type="") == 1
 
 
+async def test_a_response_that_was_held_meanwhile_is_not_blamed_for_another_calls_timeout(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            async with session.get(f"{pair.target}/endless"):
+                await session.get(f"{pair.target}/never", timeout=aiohttp.ClientTimeout(total=0.05))
+
+    await call_once(pair, call)
+    assert pair.counted(error_type="TimeoutError", http_response_status_code="") == 1
+    assert pair.counted(error_type="", http_response_status_code="200") == 1
+
+
+@pytest.mark.parametrize("error", [asyncio.TimeoutError, asyncio.CancelledError])
+async def test_a_caller_that_is_interrupted_elsewhere_breaks_no_call(
+    error: type[BaseException], pair: Pair
+) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(error):
+            async with session.get(f"{pair.target}/endless"):
+                raise error
+
+    await call_once(pair, call)
+    assert pair.counted() == pair.counted(error_type="") == 1
+
+
+async def test_a_timeout_around_a_part_of_the_body_is_told(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            async with session.get(f"{pair.target}/endless") as response:
+                await asyncio.wait_for(response.content.read(), 0.05)
+
+    await call_once(pair, call)
+    assert pair.counted() == pair.counted(error_type="TimeoutError", http_response_status_code="200") == 1
+
+
 async def test_a_provider_that_fails_costs_no_call(registry: CollectorRegistry) -> None:
     class Broken(Sampler):
         def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:

@@ -333,6 +333,60 @@ async def test_a_name_that_is_not_known_was_in_its_phase(pair: Pair) -> None:
     assert pair.phases() == {"dns": 1}
 
 
+async def test_a_name_is_the_same_to_all_signals_in_whatever_script(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(aiohttp.ClientConnectorDNSError):
+            await session.get("http://b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.invalid/")
+
+    await call_once(pair, call)
+    assert [told.host for told in await told_of(pair)] == ["xn--bcher-kva.invalid"]
+    assert pair.sample(f"{PHASES}_count", phase="dns", server_address="xn--bcher-kva.invalid") == 1
+
+
+async def test_bytes_that_are_no_response_have_no_status(pair: Pair) -> None:
+    """aiohttp raises as if there had been a 400."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"lorem ipsum\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            with pytest.raises(aiohttp.ClientResponseError):
+                await session.get(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+
+    await call_once(pair, call)
+    assert await outcome_of(pair) == ("", "ClientResponseError")
+
+
+async def test_an_answer_before_the_request_was_sent_is_no_cancelled_call(pair: Pair) -> None:
+    """aiohttp then cancels its own task that sends the rest."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.Event().wait()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"first")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nbody")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            async with session.post(url, data=body()) as response:
+                assert response.status == 413
+
+    await call_once(pair, call)
+    assert await outcome_of(pair) == ("413", "413")
+
+
 async def test_a_handshake_that_takes_too_long_is_told_without_the_secrets_of_its_url(pair: Pair) -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -282,19 +282,39 @@ async def test_a_thread_that_exits_is_no_failure(registry: CollectorRegistry) ->
     assert counted(registry) == {}
 
 
+@pytest.mark.parametrize("origins", [False, True])
 @pytest.mark.usefixtures("quiet")
 async def test_a_coroutine_never_awaited_is_told_once_where_filters_make_it_an_error(
-    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    origins: bool,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unraisable: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(str(args.exc_value)))
-    async with serving(application(registry)):
+    async with serving(application(registry, failures=Failures(origins=origins))):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             lose()  # type: ignore[unused-coroutine]
     assert counted(registry) == {"never_awaited": 1}
     assert len(told(caplog)) == 1
-    assert unraisable == ["coroutine 'lose' was never awaited"]
+    assert [text.partition("\n")[0] for text in unraisable] == ["coroutine 'lose' was never awaited"]
+
+
+async def test_a_coroutine_never_awaited_has_the_ids_of_its_request_though_our_logs_are_off(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lose()  # type: ignore[unused-coroutine]
+        return web.Response()
+
+    app = application(registry)
+    app.router.add_get("/", handler)
+    async with serving(app) as service:
+        await service.get("/", headers={"X-Request-ID": "unlucky"})
+    assert [record.request_id for record in told(caplog)] == ["unlucky"]
 
 
 @pytest.mark.usefixtures("quiet")

@@ -186,6 +186,33 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_failure(registry: Colle
         assert the_worker(app).last_error == "CancelledError"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no task groups")
+async def test_a_worker_whose_task_group_fails_is_started_again_and_can_still_be_stopped(
+    registry: CollectorRegistry,
+) -> None:
+    runs = []
+
+    async def fail() -> None:
+        raise LookupError("lost")
+
+    async def work() -> None:
+        runs.append(True)
+        if len(runs) == 3:
+            raise LookupError("without a group")
+        if len(runs) == 4:
+            await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:  # type: ignore[attr-defined,unused-ignore]
+            group.create_task(fail())
+
+    async with working(registry, work, restart="on-failure", backoff=QUICK) as (app, task):
+        await until(lambda: len(runs) == 4, "the fourth run")
+        assert the_worker(app).restarts == 3
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert the_worker(app).state == "stopped"
+
+
 async def test_a_crash_loop_does_not_flood_the_log_and_says_what_it_left_out(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -303,6 +330,7 @@ async def test_a_coroutine_cannot_be_started_again(restart: Any) -> None:
         ({"backoff": (0, 5)}, ValueError, "a number of seconds above 0, got 0"),
         ({"backoff": (5, 1)}, ValueError, "the first number of seconds, then the most"),
         ({"coro": 7}, TypeError, "takes a coroutine function, got 7"),
+        ({"name": 7}, TypeError, r"spawn\(name=...\) takes str or None, got 7"),
     ],
 )
 async def test_options_that_cannot_be_are_refused(

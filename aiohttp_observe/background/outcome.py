@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from ..exchange import CURRENT, FIELDS, SCOPE, Scope, current_scope
 from ..flood import OTHERS, Flood
-from ..options import check_choice
+from ..options import check_choice, check_instance
 
 __all__ = [
     "UNSCOPED",
@@ -93,15 +93,16 @@ def supervised(
 
         await scheduler.spawn(supervised(send_mail(order), name="mail"))    # of aiojobs
 
-    Raises ``TypeError`` unless ``coro`` is a coroutine.
+    Raises ``TypeError`` unless ``coro`` is a coroutine and ``name`` a text.
     """
     check_coroutine("supervised", coro)
-    name = name or name_of(coro)
     try:
+        check_instance("supervised(name=...)", name, (str, type(None)))
         check_choice("supervised(trace=...)", trace, ("link", "child", "none"))
-    except ValueError:
+    except (TypeError, ValueError):
         coro.close()
         raise
+    name = name or name_of(coro)
     scope = current_scope() or UNSCOPED
     return named(_supervised(coro, name, scope, detached(scope, trace)), coro)
 

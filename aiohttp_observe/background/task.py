@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Literal, TypeVar, overload
 
 from ..exchange import Scope, current_scope
-from ..options import check_choice, check_positive
+from ..options import check_choice, check_instance, check_positive
 from .outcome import UNSCOPED, Trace, check_coroutine, detached, name_of, named, tell
 from .worker import Restart, Supervision
 
@@ -66,12 +66,13 @@ def spawn(
     shortened by up to a half at random.  A run of that most or longer begins anew with the
     first.  Each run's outcome is counted, and restarts in ``asyncio_task_restarts_total{name}``.
 
-    Raises ``TypeError`` unless ``coro`` is what it should be, ``ValueError`` for other values of
-    ``trace``, ``restart`` or ``backoff``, ``RuntimeError`` without a running loop.
+    Raises ``TypeError`` unless ``coro`` and ``name`` are what they should be, ``ValueError`` for
+    other values of ``trace``, ``restart`` or ``backoff``, ``RuntimeError`` in a thread without a
+    running loop.
     """
     try:
-        _check(coro, trace, restart, backoff)
-        loop = asyncio.get_running_loop()
+        _check(coro, name, trace, restart, backoff)
+        loop = _running_loop()
     except (TypeError, ValueError, RuntimeError):
         if asyncio.iscoroutine(coro):
             coro.close()  # else Python would warn that it was never awaited, and hide the mistake
@@ -106,7 +107,18 @@ class _Ending:
             tell(self._scope, task.get_name(), self._started, exc)
 
 
-def _check(work: Any, trace: Any, restart: Any, backoff: Any) -> None:
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "spawn() is called on the event loop, and there is no running event loop in this thread: "
+            "from another one use loop.call_soon_threadsafe()"
+        ) from None
+
+
+def _check(work: Any, name: Any, trace: Any, restart: Any, backoff: Any) -> None:
+    check_instance("spawn(name=...)", name, (str, type(None)))
     check_choice("spawn(trace=...)", trace, ("link", "child", "none"))
     if restart is None:
         check_coroutine("spawn", work)

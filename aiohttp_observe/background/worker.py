@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ State = Literal["running", "backing_off", "stopped", "failed"]
 
 _MOST_ENDED = 100
 """Ended workers that are remembered."""
+
+_GROUPS_LEAVE_CANCELLING = (3, 11) <= sys.version_info < (3, 13)
+"""Whether a task group that lost a task may leave its own task counted as being cancelled (gh-116720)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Supervision:
         }
         self._scope.meter.task_outcome(name, "ok" if exc is None else "error")
         self._enter("backing_off", exc)
+        _is_asked_no_more()
         ended = "ended" if exc is None else "failed"
         tell_now_and_then(f"background task %s {ended}, and starts again in {delay:.3g} s", name, exc, fields)
         return delay
@@ -143,10 +148,23 @@ class Supervision:
 def _is_asked_to_stop(exc: BaseException | None) -> bool:
     """Whether its task was cancelled, even if ``work`` has ended otherwise since.
 
-    Up to Python 3.10 that can't be told from a cancellation which ``work`` itself has made.
+    Up to Python 3.10 that can't be told from a cancellation which ``work`` itself has made,
+    and up to 3.12 not from a task group in it that failed: a group of exceptions is a failure.
     """
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
-    return isinstance(exc, asyncio.CancelledError) if cancelling is None else cancelling() > 0
+    if cancelling is None:
+        return isinstance(exc, asyncio.CancelledError)
+    if _GROUPS_LEAVE_CANCELLING and hasattr(exc, "exceptions"):
+        return False
+    return bool(cancelling() > 0)
+
+
+def _is_asked_no_more() -> None:
+    """What a task group has left is not to stop the next run."""
+    task: Any = asyncio.current_task()
+    if _GROUPS_LEAVE_CANCELLING:
+        for _ in range(task.cancelling()):
+            task.uncancel()
 
 
 def _remember(supervision: Supervision, scope: Scope) -> None:

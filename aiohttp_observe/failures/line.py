@@ -48,10 +48,15 @@ def log_raised(message: str, exc: BaseException | None, exchange: Exchange | Non
         _log(message, exc, fields)
 
 
-def log_never_awaited(coro: Any, dropped_in: FrameType) -> None:
+def log_never_awaited(coro: Any, dropped_in: FrameType, exchange: Exchange | None) -> None:
     """``dropped_in`` is the frame that let go of the coroutine: for a forgotten ``await``, the culprit."""
     name, made = name_of(coro), made_at(coro)
-    fields: dict[str, Any] = {"kind": "never_awaited", "coro": name, "dropped_at": _place(dropped_in)}
+    fields: dict[str, Any] = {
+        "kind": "never_awaited",
+        "coro": name,
+        "dropped_at": _place(dropped_in),
+        **_ids(exchange),
+    }
     if _is_one_too_many(fields, None, made or fields["dropped_at"], name):
         return
     if made is not None:

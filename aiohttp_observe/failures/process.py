@@ -89,7 +89,7 @@ class _Hearing:
 def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: Listener) -> None:
     listener.meter.unhandled("never_awaited")
     dropped_in: FrameType = sys._getframe(2)
-    log_never_awaited(coro, dropped_in)
+    log_never_awaited(coro, dropped_in, exchange)
     frame = made_at(coro) or place_of(dropped_in.f_code, dropped_in.f_lasti)
     listener.incidents.unhandled("never_awaited", coro=name_of(coro), frame=frame, **_ids(exchange))
 
@@ -103,8 +103,8 @@ def _tell_thread(args: Any, exchange: Exchange | None, listener: Listener) -> No
 
 def _tell_unraisable(args: Any, exchange: Exchange | None, listener: Listener) -> None:
     exc = args.exc_value
-    if isinstance(exc, RuntimeWarning) and str(exc).endswith("was never awaited"):
-        return  # told as such
+    if isinstance(exc, RuntimeWarning) and str(exc).partition("\n")[0].endswith("was never awaited"):
+        return  # told as such; where its maker is remembered, that is in further lines
     what = _function.sub(r"\1", str(args.err_msg or "Exception ignored in"))
     message = what if args.object is None else f"{what.removesuffix(' in')} in {name_of(args.object)}"
     _tell_raised(message, exc, exchange, listener)
