@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
@@ -51,6 +52,7 @@ class LoopThread:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ident = threading.get_ident()
         self.clock = _cpu_clock(self.ident)
+        self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
         self._loop = loop
 
     def is_gone(self) -> bool:
@@ -64,6 +66,16 @@ class LoopThread:
         try:
             return self.clock()
         except OSError:  # the thread has ended
+            return 0.0
+
+    def queued_seconds(self) -> float:
+        """For how long the thread has waited for a CPU that others had; 0 where nothing tells (all but Linux).
+
+        https://docs.kernel.org/scheduler/sched-stats.html
+        """
+        try:
+            return int(self._schedstat.read_bytes().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
             return 0.0
 
     def look(self, caller: CodeType | None) -> Sighting | None:
