@@ -69,7 +69,7 @@ class LoopThread:
             return 0.0
 
     def queued_seconds(self) -> float:
-        """For how long the thread has waited for a CPU that others had; 0 where nothing tells (all but Linux).
+        """For how long the thread has waited for a CPU that others had; 0 where nothing tells.
 
         https://docs.kernel.org/scheduler/sched-stats.html
         """

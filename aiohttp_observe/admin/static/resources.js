@@ -1,11 +1,11 @@
 // Resources: what tasks meet at, who is inside, who waits.
 
-import { count, duration, element, number, place, table } from "./draw.js";
+import { called, count, duration, element, number, place, table } from "./draw.js";
 
 function who(id, tasks) {
   const task = tasks[id];
-  const text = task ? task.name : `task ${id}`;
-  const title = task ? `${task.coro} at ${place(task.frame)}` : "";
+  const text = task ? called(task) : `task ${id}`;
+  const title = task ? `${task.name}: ${task.coro} at ${place(task.frame)}` : "";
   return element("a", { href: `#tasks/${id}`, text, title, "data-key": `who-${id}` });
 }
 
@@ -21,8 +21,8 @@ function row(resource, { tasks, deadlocks }, chosen) {
     "tr",
     { className: String(resource.id) === chosen ? "chosen" : "" },
     number(resource.id),
-    element("td", {}, element("span", { text: resource.type, className: "kind" }), stuck && element("small", { text: "⚠ deadlock", className: "warning" })),
-    element("td", {}, element("span", { text: resource.state }), element("small", { text: resource.detail, className: "where" })),
+    element("td", {}, element("span", { text: resource.type, className: "kind" }), stuck && element("small", { text: "⚠ deadlock", className: "warning nowrap" })),
+    element("td", {}, element("span", { text: resource.state }), resource.frame && element("small", { text: `at ${place(resource.frame)}`, className: "where" })),
     element("td", {}, ...few(resource.holders, tasks, 5), holder?.frame && element("small", { text: place(holder.frame), className: "where" })),
     number(resource.held_seconds === null ? "–" : duration(resource.held_seconds)),
     number(count(resource.waiters.length)),
