@@ -59,7 +59,10 @@ export const CONNECTION = "RequestHandler.start";
 export const REQUEST = "RequestHandler._handle_request";
 
 // What to call a task of which no more is known: a request's own by what is asked for.
-export const called = ({ name, coro, request }) => (request && coro === REQUEST ? `${request.method} ${request.route}` : name);
+export const called = ({ name, coro, request }) => (request && coro === REQUEST ? `${request.method} ${request.route}` : brief(name));
+
+const LONGEST = 80;
+const brief = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text);
 
 // Requests that this console itself makes.
 export const isOurs = (route) => route === base || route.startsWith(`${base}/`);

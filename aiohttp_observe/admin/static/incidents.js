@@ -15,7 +15,7 @@ function blocked(line, index) {
     number(duration(line.total_seconds)),
     element("td", {}, element("span", { text: cause.kind.replaceAll("_", " "), className: "kind" }), cause.kind !== "unknown" && ` ${cause.confidence} confidence`, element("small", { text: cause.evidence })),
     element("td", {}, element("span", { text: example.request ?? example.task ?? "a callback" }), example.request_id && element("small", {}, link(example.request_id))),
-    element("td", {}, example.victims_total ? `${count(example.victims_total)} requests` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
+    element("td", {}, example.victims_total ? `${count(example.victims_total)} request${example.victims_total > 1 ? "s" : ""}` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
     number(clock(line.last_at)),
   );
 }

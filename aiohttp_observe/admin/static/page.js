@@ -11,7 +11,7 @@ const VIEWS = { tasks, requests, resources, incidents, trees };
 const MOST_POINTS = 150;
 const RETRY_SECONDS = 3;
 
-const state = { picture: null, points: [], paused: false, feed: null, view: "tasks", detail: "", loading: false };
+const state = { picture: null, points: [], kinds: new Set(), paused: false, feed: null, view: "tasks", detail: "", loading: false };
 
 function drawHead({ process, point }) {
   at("process").textContent =
@@ -99,9 +99,10 @@ function chip(key, text, number, values, pressed, act, title) {
 
 function drawKinds({ point: { work } }) {
   const of = (read) => state.points.map((point) => (point.work ? read(point.work) : undefined));
-  const kinds = { ...work.waiting };
-  if (show.wait && !(show.wait in kinds)) kinds[show.wait] = 0; // so that the filter can be taken off
-  const chips = Object.entries(kinds).map(([kind, number]) => {
+  // In the order in which they came up: what moves can't be clicked at.  One that is filtered by can be taken off.
+  for (const kind of Object.keys(work.waiting)) state.kinds.add(kind);
+  const chips = [...state.kinds].filter((kind) => kind in work.waiting || kind === show.wait).map((kind) => {
+    const number = work.waiting[kind] ?? 0;
     const pressed = show.wait === kind;
     return chip(kind, kindly(kind), number, of(({ waiting }) => waiting[kind] ?? 0), pressed, () => choose({ wait: pressed ? null : kind }), `show the tasks that wait for ${kindly(kind)}`);
   });

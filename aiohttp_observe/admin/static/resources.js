@@ -11,7 +11,8 @@ function who(id, tasks) {
 
 function few(ids, tasks, most) {
   const shown = ids.slice(0, most).flatMap((id, index) => [index ? ", " : "", who(id, tasks)]);
-  return [...shown, ids.length > most ? ` and ${count(ids.length - most)} more` : ""];
+  if (ids.length > most) shown.push(` and ${count(ids.length - most)} more`);
+  return shown.length ? shown : ["–"];
 }
 
 function row(resource, { tasks, deadlocks }, chosen) {
@@ -19,7 +20,7 @@ function row(resource, { tasks, deadlocks }, chosen) {
   const holder = tasks[resource.holders[0]];
   return element(
     "tr",
-    { className: String(resource.id) === chosen ? "chosen" : "" },
+    { className: String(resource.id) === chosen ? "meeting chosen" : "meeting" },
     number(resource.id),
     element("td", {}, element("span", { text: resource.type, className: "kind" }), stuck && element("small", { text: "⚠ deadlock", className: "warning nowrap" })),
     element("td", {}, element("span", { text: resource.state }), resource.frame && element("small", { text: `at ${place(resource.frame)}`, className: "where" })),

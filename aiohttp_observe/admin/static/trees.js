@@ -9,7 +9,7 @@ const MOST_DRAWN = 300;
 function facts(node) {
   const age = node.age_seconds === null ? "" : ` · ${duration(node.age_seconds)}`;
   const title = called(node);
-  const served = title !== node.name ? ` · ${node.name}` : node.request ? ` · for ${node.request.method} ${node.request.route}` : "";
+  const served = title !== node.name && node.request ? ` · ${node.name}` : node.request ? ` · for ${node.request.method} ${node.request.route}` : "";
   return `${node.wait ? kindly(node.wait) : node.state} · ${place(node.frame)}${age}${served}`;
 }
 
