@@ -16,6 +16,7 @@ from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
 
+from ..exchange import Exchange
 from ..incidents import SpanPlace
 from ..tasks.model import Frame
 from ..tasks.places import own_line, place_of
@@ -154,12 +155,12 @@ def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, in_call:
         request=None if exchange is None else f"{exchange.method} {exchange.route}",
         request_id=None if exchange is None else exchange.request_id,
         trace_id=None if exchange is None else exchange.trace_id,
-        span=None if exchange is None or span is None else _span_place(span, exchange.sampled),
+        span=None if exchange is None or span is None else _span_place(span, exchange),
         scope=None if exchange is None else id(exchange.scope),
         stack=stack,
         in_call=in_call,
     )
 
 
-def _span_place(span: Any, sampled: bool) -> SpanPlace:
-    return SpanPlace(span.trace_id, span.span_id, sampled)
+def _span_place(span: Any, exchange: Exchange) -> SpanPlace:
+    return SpanPlace(span.trace_id, span.span_id, exchange.sampled, exchange.started)
