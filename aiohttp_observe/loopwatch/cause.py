@@ -13,6 +13,8 @@ _MOST, _NEARLY_ALL = 0.5, 0.8
 _WORKING, _IDLE = 0.6, 0.4
 """Shares of time on a CPU: the stretch that is measured begins up to a beat before the block."""
 _SOME = 0.3
+_SERVED = 0.15
+"""Share of the CPU time it wanted that a line must have got, to be blamed for more than bad luck."""
 _ONE_CORE = 0.7
 
 
@@ -102,7 +104,7 @@ def _gil(facts: Facts) -> Cause | None:
 
 
 def _cpu(facts: Facts) -> Cause | None:
-    if facts.wanted < _WORKING or facts.busy < _SOME * facts.wanted:
+    if facts.wanted < _WORKING or facts.busy < _SERVED * facts.wanted:
         return None
     return Cause("cpu", _grade(facts.busy), _time_on_cpu(facts))
 
