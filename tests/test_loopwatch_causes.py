@@ -50,7 +50,7 @@ NOTHING = Facts(
         (replace(NOTHING, cpu=0.7), "cpu", "medium"),
         (replace(NOTHING, cpu=0.95, others=1.0), "cpu", "high"),
         (replace(NOTHING, cpu=0.4, queued=0.5), "cpu", "medium"),
-        (replace(NOTHING, cpu=0.1, queued=0.85), "unknown", "low"),
+        (replace(NOTHING, cpu=0.05, queued=0.9), "unknown", "low"),
         (replace(NOTHING, cpu=0.05, queued=0.2, in_call=True), "blocking_call", "high"),
         (replace(NOTHING, cpu=0.1, queued=0.3, others=0.5, contending=0.5), "gil", "high"),
         (replace(NOTHING, cpu=0.1, queued=0.8, throttled=0.9), "throttled", "high"),
@@ -221,7 +221,7 @@ def test_what_works_is_the_cause_though_others_have_its_cpu_most_of_the_time(
         burn()
         took.append(perf_counter() - began)
 
-    with one_cpu_shared_with(2):
+    with one_cpu_shared_with(1):
         block = block_by(loop, compete, "cpu")
     assert block.cause.kind == "cpu"
     assert "queued for one" in block.cause.evidence

@@ -13,7 +13,7 @@ _MOST, _NEARLY_ALL = 0.5, 0.8
 _WORKING, _IDLE = 0.6, 0.4
 """Shares of time on a CPU: the stretch that is measured begins up to a beat before the block."""
 _SOME = 0.3
-_SERVED = 0.15
+_SERVED = 0.1
 """Share of the CPU time it wanted that a line must have got, to be blamed for more than bad luck."""
 _ONE_CORE = 0.7
 
