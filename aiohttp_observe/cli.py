@@ -25,6 +25,8 @@ _DOCUMENTS = ("", "/resources", "/tree", "/incidents", "/requests")
 _CLEAR = "\x1b[H\x1b[2J"
 _LIBRARIES = ("/site-packages/", "/asyncio/", "/aiohttp_observe/")
 _LONGEST_LINE = 2**26
+_BUT_CONNECTIONS = "!RequestHandler.start"
+"""What aiohttp's server runs for every connection would be in front of the others, being the oldest."""
 
 Command = Callable[["Remote", argparse.Namespace], Awaitable[None]]
 
@@ -59,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, parents=[where])
         command.add_argument("--state")
         command.add_argument("--wait", help="a wait kind")
-        command.add_argument("--coro", help="part of a coroutine's name")
+        command.add_argument("--coro", help="part of a coroutine's name; with ! before it, all but those")
+        command.add_argument(
+            "--connections", action="store_true", help="aiohttp's own task of each connection too"
+        )
         command.add_argument("--limit", type=int, default=50, help="tasks to show; default 50")
     commands.add_parser("tree", help="who awaits whom, and who started whom", parents=[where])
     commands.add_parser("dump", help="everything, as JSON", parents=[where])
@@ -118,7 +123,7 @@ class Remote:
         async with self._session.get(self._base + path, params=asked, timeout=timeout) as response:
             text = await response.text()
             if response.status >= 400:
-                raise ValueError(f"{response.status}: {text.strip()[:500]}")
+                raise ValueError(f"{response.status}: {_refusal(text)}")
             return text
 
     async def pictures(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
@@ -127,13 +132,22 @@ class Remote:
         timeout = aiohttp.ClientTimeout(sock_read=60)
         async with self._session.get(f"{self._base}/stream", params=asked, timeout=timeout) as response:
             if response.status >= 400:
-                raise ValueError(f"{response.status}: {(await response.text()).strip()[:500]}")
+                raise ValueError(f"{response.status}: {_refusal(await response.text())}")
             event = b""
             async for line in response.content:
                 if line.startswith(b"event:"):
                     event = line[6:].strip()
                 elif line.startswith(b"data:") and event == b"picture":
                     yield json.loads(line[5:])
+
+
+def _refusal(text: str) -> str:
+    """In words: the console's own are JSON, those of whatever else answers are taken as they are."""
+    try:
+        told = json.loads(text)["error"]
+    except (ValueError, LookupError, TypeError):
+        told = text
+    return str(told).strip()[:500]
 
 
 async def _ps(remote: Remote, options: argparse.Namespace) -> None:
@@ -165,7 +179,10 @@ async def _profile(remote: Remote, options: argparse.Namespace) -> None:
 
 
 def _filters(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("state", "wait", "coro", "limit")} | {"frames": 20}
+    filters = {name: getattr(options, name) for name in ("state", "wait", "coro", "limit")} | {"frames": 20}
+    if options.coro is None and not options.connections:
+        filters["coro"] = _BUT_CONNECTIONS
+    return filters
 
 
 def _head(picture: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from .profile import profile
 from .tasks import (
     LoopState,
     Snapshot,
+    Tree,
     find_tasks,
     findings_to_dict,
     is_forgotten,
@@ -30,9 +31,9 @@ from .tasks import (
     number_of,
     resources_to_dict,
     snapshot_without_blocking,
+    tree_lines,
     tree_of,
-    tree_text,
-    tree_to_dict,
+    tree_pieces,
     waits_for,
 )
 
@@ -41,6 +42,7 @@ __all__ = ["Documents"]
 _MOST_TASKS = 100_000
 _MOST_NODES = 5000
 _FRAMES = 20
+_LINES = 200
 _MOST_IN_BUNDLE = 500
 _LONG_BLOCK_SECONDS = 1.0
 _BUNDLE_INTERVAL = 60.0
@@ -108,7 +110,12 @@ class Documents:
 
     async def picture(self, *, allow_cancel: bool, **filters: Any) -> str:
         snapshot = await self._snapshot(**filters)
-        point = {**self._history.now(), "waiting": snapshot.summary.waiting}
+        work = {
+            "total": snapshot.work.total,
+            "waiting": snapshot.work.waiting,
+            "connections": snapshot.connections,
+        }
+        point = {**self._history.now(), "waiting": snapshot.summary.waiting, "work": work}
         more = {**findings_to_dict(snapshot), "point": point, "allow_cancel": allow_cancel}
         return await _joined(json_pieces(snapshot, more))
 
@@ -117,10 +124,19 @@ class Documents:
         return _text({"taken_at": snapshot.taken_at, "groups": findings_to_dict(snapshot)["groups"]})
 
     async def tree(self) -> str:
-        return _text(tree_to_dict(tree_of(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES))))
+        return await _joined(tree_pieces(await self._tree()))
 
     async def tree_text(self) -> str:
-        return tree_text(tree_of(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
+        lines = tree_lines(await self._tree())
+        slices = iter(lambda: list(islice(lines, _LINES)), [])
+        return await _joined("".join(f"{line}\n" for line in some) for some in slices)
+
+    async def _tree(self) -> Tree:
+        snapshot = await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)
+        await asyncio.sleep(0)
+        tree = tree_of(snapshot)
+        await asyncio.sleep(0)
+        return tree
 
     async def resources(self) -> str:
         return _text(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))

@@ -46,11 +46,12 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class SpanPlace:
-    """The server span of the request that blocked: it may have ended, so only its ids."""
+    """The server span of the request that blocked: it may have ended, so only its ids, and when it began."""
 
     trace_id: int
     span_id: int
     sampled: bool
+    started: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,24 @@ async def test_its_filters_are_those_of_the_page(capsys: pytest.CaptureFixture[s
         assert "refresh-cache" not in capsys.readouterr().out
 
 
+async def test_what_only_serves_connections_is_left_out_unless_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with service() as served:
+        await said(served, "ps")
+        assert "web_protocol.py" not in capsys.readouterr().out
+        await said(served, "ps", "--connections")
+        assert "web_protocol.py" in capsys.readouterr().out
+
+
+async def test_a_refusal_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    async with service() as served:
+        await said(served, "profile", "0", status=1)
+        error = capsys.readouterr().err
+        assert "400: seconds takes a number above 0, 60 at most" in error
+        assert "{" not in error
+
+
 async def test_no_name_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     async with service("\x1b[2J\x07evil\n\u2028\u202eline") as served:
         await said(served, "ps")

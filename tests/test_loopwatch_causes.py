@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -34,6 +36,7 @@ NOTHING = Facts(
     others=0.0,
     collecting=0.0,
     throttled=0.0,
+    queued=0.0,
     starved=0.0,
     contending=0.0,
     in_call=False,
@@ -46,6 +49,11 @@ NOTHING = Facts(
         (replace(NOTHING, cpu=0.95), "cpu", "high"),
         (replace(NOTHING, cpu=0.7), "cpu", "medium"),
         (replace(NOTHING, cpu=0.95, others=1.0), "cpu", "high"),
+        (replace(NOTHING, cpu=0.4, queued=0.5), "cpu", "medium"),
+        (replace(NOTHING, cpu=0.05, queued=0.9), "unknown", "low"),
+        (replace(NOTHING, cpu=0.05, queued=0.2, in_call=True), "blocking_call", "high"),
+        (replace(NOTHING, cpu=0.1, queued=0.3, others=0.5, contending=0.5), "gil", "high"),
+        (replace(NOTHING, cpu=0.1, queued=0.8, throttled=0.9), "throttled", "high"),
         (replace(NOTHING, in_call=True), "blocking_call", "high"),
         (replace(NOTHING), "blocking_call", "medium"),
         (replace(NOTHING, in_call=True, others=1.0), "blocking_call", "high"),
@@ -184,6 +192,40 @@ def test_a_call_that_waits_is_the_cause_however_busy_other_threads_are(
     with busy_threads():
         block = block_by(loop, wait, "blocking_call")
     assert block.cause.kind == "blocking_call"
+
+
+@contextmanager
+def one_cpu_shared_with(processes: int) -> Iterator[None]:
+    """This thread on one CPU, which other processes want all the time."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        time.sleep(0.3)  # until they are at it
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="nothing tells who queues for a CPU")
+def test_what_works_is_the_cause_though_others_have_its_cpu_most_of_the_time(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    took = []
+
+    def compete() -> None:
+        began = perf_counter()
+        burn()
+        took.append(perf_counter() - began)
+
+    with one_cpu_shared_with(1):
+        block = block_by(loop, compete, "cpu")
+    assert block.cause.kind == "cpu"
+    assert "queued for one" in block.cause.evidence
+    assert block.seconds > took[-1] * 0.7
 
 
 def test_a_listener_hears_of_each_block_and_before_of_the_stall(loop: asyncio.AbstractEventLoop) -> None:

@@ -96,6 +96,7 @@ async def test_the_culprits_span_has_a_child_as_long_as_the_block() -> None:
     assert None not in (block.start_time, block.end_time, server.start_time, server.end_time)
     assert (block.end_time or 0) - (block.start_time or 0) == pytest.approx(0.3e9, rel=0.9)
     assert block.start_time == pytest.approx(server.start_time, abs=0.1e9)
+    assert (block.start_time or 0) > (server.start_time or 0) - 1e6, "within its parent"
     assert events(server) == []
 
 

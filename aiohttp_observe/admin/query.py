@@ -25,12 +25,13 @@ _TAKES: dict[str, tuple[Callable[[str], Any], str]] = {
     "wait": (str, "a wait kind"),
     "coro": (str, "part of a name"),
     "request_id": (str, "a request id"),
+    "search": (str, "words"),
     "min_age": (_finite, "a number of seconds"),
     "limit": (int, "a whole number"),
     "frames": (int, "a whole number"),
     "sort": (str, "an order"),
 }
-FILTERS = ("state", "wait", "coro", "request_id", "min_age")
+FILTERS = ("state", "wait", "coro", "request_id", "search", "min_age")
 """Those that choose among the tasks; the others say how to show them."""
 
 

@@ -30,6 +30,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _FORGOTTEN = "nothing but this task refers to what it waits for: nobody is left to wake it, most likely"
+_WHICH_TOKEN = "It is the service's Admin(token=…), or AIOHTTP_OBSERVE_ADMIN_TOKEN."
+_WRONG_TOKEN = f"<strong>That isn't the token.</strong> {_WHICH_TOKEN}"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -179,7 +181,7 @@ class Routes:
             return web.Response(status=403, text="403: log in from the page itself\n", headers=HEADERS)
         token = await _posted_token(request)
         if token is None or not self._gate.accepts(token):
-            return self._page("login.html", request, status=401, headers=HEADERS)
+            return self._page("login.html", request, status=401, headers=HEADERS, note=_WRONG_TOKEN)
         base = self._base(request)
         response = web.Response(status=303, headers={**HEADERS, "Location": base})
         self._gate.start_session(request, response, base)
@@ -190,9 +192,16 @@ class Routes:
         return web.Response(text=_read("page.css"), content_type="text/css", charset="utf-8", headers=HEADERS)
 
     def _page(
-        self, name: str, request: web.Request, *, status: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        name: str,
+        request: web.Request,
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        note: str = _WHICH_TOKEN,
     ) -> web.Response:
-        text = _read(name).replace("{base}", escape(self._base(request), quote=True))
+        text = _read(name).replace("{note}", note)
+        text = text.replace("{base}", escape(self._base(request), quote=True))
         return web.Response(text=text, content_type="text/html", status=status, headers=headers)
 
     def _base(self, request: web.Request) -> str:

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
 
+from ..exchange import Exchange
 from ..incidents import SpanPlace
 from ..tasks.model import Frame
 from ..tasks.places import own_line, place_of
@@ -51,6 +53,7 @@ class LoopThread:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ident = threading.get_ident()
         self.clock = _cpu_clock(self.ident)
+        self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
         self._loop = loop
 
     def is_gone(self) -> bool:
@@ -64,6 +67,16 @@ class LoopThread:
         try:
             return self.clock()
         except OSError:  # the thread has ended
+            return 0.0
+
+    def queued_seconds(self) -> float:
+        """For how long the thread has waited for a CPU that others had; 0 where nothing tells.
+
+        https://docs.kernel.org/scheduler/sched-stats.html
+        """
+        try:
+            return int(self._schedstat.read_bytes().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
             return 0.0
 
     def look(self, caller: CodeType | None) -> Sighting | None:
@@ -142,12 +155,12 @@ def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, in_call:
         request=None if exchange is None else f"{exchange.method} {exchange.route}",
         request_id=None if exchange is None else exchange.request_id,
         trace_id=None if exchange is None else exchange.trace_id,
-        span=None if exchange is None or span is None else _span_place(span, exchange.sampled),
+        span=None if exchange is None or span is None else _span_place(span, exchange),
         scope=None if exchange is None else id(exchange.scope),
         stack=stack,
         in_call=in_call,
     )
 
 
-def _span_place(span: Any, sampled: bool) -> SpanPlace:
-    return SpanPlace(span.trace_id, span.span_id, sampled)
+def _span_place(span: Any, exchange: Exchange) -> SpanPlace:
+    return SpanPlace(span.trace_id, span.span_id, exchange.sampled, exchange.started)

@@ -50,6 +50,7 @@ class Watchdog:
         self._over = over
         self._late: deque[Late] = deque(maxlen=16)
         self._throttling = _ThrottledSince(Throttling())
+        self._queue = _Queue(loop_thread.queued_seconds)
         self._wake = threading.Event()
         self._stopping = False
         self._pause = 0.0
@@ -102,12 +103,15 @@ class Watchdog:
         overdue = now - due
         if overdue < self._suspicious:
             self._throttling.note(now)
+            self._queue.note(now)
             return self._suspicious - overdue
         sightings = self._sightings
         if sightings is None or sightings.due != due:
             self._throttling.begin(overdue)
             sightings = self._sightings = _Sightings(due, min(starved, overdue))
         self._look(sightings, overdue - sightings.starved)
+        if sightings.looks == 1:
+            self._queue.begin()
         return max(overdue, self._threshold) / 4
 
     def _starved(self, now: float) -> float:
@@ -151,9 +155,11 @@ class Watchdog:
         worked = late.after.cpu - late.before.cpu
         if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
             return  # it may have begun when that was over
-        cause = self._cause(sightings, seconds, late.before, late.after)
+        queued = self._queue.seconds_of(late.lag)
+        cause = self._cause(sightings, seconds, late.before, late.after, queued)
         if cause.kind not in _STARVING or sightings.found < 2:
-            seconds -= sightings.starved
+            # Queueing for a CPU is part of a block by something that works for long enough itself.
+            seconds -= max(sightings.starved - (queued if worked >= self._threshold else 0.0), 0.0)
         first = sightings.first
         if first is None or seconds + self._pulse.interval / 2 < self._threshold:
             return
@@ -169,9 +175,11 @@ class Watchdog:
             return Cause("unknown", "low", "it goes on, and this system has no CPU clock for it")
         cpu = self._loop_thread.cpu_seconds()
         now = Reading(perf_counter(), cpu, time.process_time(), COLLECTIONS.seconds, None)
-        return self._cause(sightings, seconds, before, now)
+        return self._cause(sightings, seconds, before, now, self._queue.seconds_of(seconds))
 
-    def _cause(self, sightings: _Sightings, seconds: float, before: Reading, after: Reading) -> Cause:
+    def _cause(
+        self, sightings: _Sightings, seconds: float, before: Reading, after: Reading, queued: float
+    ) -> Cause:
         cpu = after.cpu - before.cpu
         return cause_of(
             Facts(
@@ -181,6 +189,7 @@ class Watchdog:
                 others=max(after.process - before.process - cpu, 0.0),
                 collecting=after.collecting - before.collecting,
                 throttled=self._throttling.seconds(),
+                queued=min(queued, max(after.at - before.at - cpu, 0.0)),
                 starved=sightings.starved,
                 contending=_contending(before, after),
                 in_call=sightings.in_calls * 2 > sightings.looks,
@@ -223,6 +232,33 @@ class _Sightings:
         if seen in self._seen or len(self._seen) < _MOST_SIGHTINGS:
             self._seen[seen] += 1
             ((self.first, self.count),) = self._seen.most_common(1)
+
+
+class _Queue:
+    """For how long the loop's thread waited for a CPU in a block: at the rate of the part that is watched.
+
+    A reading lets go of the interpreter lock, so it is taken once a second while all is well, and
+    in a block only when the thread has been looked at: it may not get the lock again before the end.
+    """
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+        self._noted = self._begun = (perf_counter(), read())
+
+    def note(self, now: float) -> None:
+        """All is well."""
+        if now - self._noted[0] >= 1.0:
+            self._noted = now, self._read()
+
+    def begin(self) -> None:
+        """A block has been seen for the first time."""
+        self._begun = perf_counter(), self._read()
+
+    def seconds_of(self, lasting: float) -> float:
+        """Of the last ``lasting`` seconds."""
+        now, queued = perf_counter(), self._read()
+        at, before = self._begun if now - self._begun[0] >= lasting / 2 else self._noted
+        return min(max(queued - before, 0.0) / max(now - at, lasting / 2), 1.0) * lasting
 
 
 class _ThrottledSince:

@@ -64,7 +64,7 @@ from .tracker import (
     name_operation,
     number_of,
 )
-from .tree import Tree, tree_of, tree_text, tree_to_dict
+from .tree import Tree, tree_lines, tree_of, tree_pieces, tree_text, tree_to_dict
 from .waits import register_wait_kind
 
 __all__ = [
@@ -108,7 +108,9 @@ __all__ = [
     "take_snapshot",
     "to_dict",
     "to_json",
+    "tree_lines",
     "tree_of",
+    "tree_pieces",
     "tree_text",
     "tree_to_dict",
     "waits_for",

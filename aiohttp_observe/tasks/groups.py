@@ -12,6 +12,8 @@ from .tracker import is_adopted, number_of
 __all__ = ["Crowd", "Groups"]
 
 _MOST = 50
+_CONNECTION = "RequestHandler.start"
+"""What aiohttp's server runs for every connection, between its requests and during them."""
 
 
 class Crowd:
@@ -62,14 +64,20 @@ class Groups:
         """How many tasks there are."""
         return sum(crowd.count for crowd in self._crowds.values())
 
-    def summary(self) -> Summary:
-        """They in numbers."""
+    def connections(self) -> int:
+        """How many of the tasks do nothing but serve a connection."""
+        return sum(crowd.count for crowd in self._crowds.values() if crowd.first.coro == _CONNECTION)
+
+    def summary(self, *, connections: bool = True) -> Summary:
+        """They in numbers, those that serve connections among them or not."""
         by_state: Counter[str] = Counter()
         waiting: Counter[str] = Counter()
         by_coro: Counter[str] = Counter()
         oldest: dict[str, float] = {}
         for crowd in self._crowds.values():
             seen, count = crowd.first, crowd.count
+            if seen.coro == _CONNECTION and not connections:
+                continue
             by_state[seen.state] += count
             by_coro[seen.coro] += count
             if seen.reading is not None:
@@ -77,7 +85,7 @@ class Groups:
             if crowd.oldest is not None:
                 oldest[seen.coro] = max(round(crowd.oldest, 6), oldest.get(seen.coro, 0.0))
         return Summary(
-            total=self.total(),
+            total=sum(by_state.values()),
             by_state=dict(by_state),
             waiting=dict(waiting.most_common()),
             by_coro=tuple(CoroCount(coro, n, oldest.get(coro)) for coro, n in by_coro.most_common()),

@@ -204,6 +204,9 @@ class Snapshot:
     ``deadlocks`` are cycles of task ids, each waiting for the next and the last for the first.
     ``findings`` is what stands out, worst first; ``verdict`` are their sentences.
     ``groups`` are the tasks by where they wait, the largest first, at most 50.
+    ``work`` counts all tasks, whatever the filters, but those that do nothing but serve a
+    connection, of which there are ``connections``; ``stuck`` are those in a deadlock that the limit
+    left out.  These three are no part of the JSON.
     ``truncated`` is the number of tasks that passed the filters and were left out by the limit.
     """
 
@@ -217,6 +220,9 @@ class Snapshot:
     findings: tuple[Finding, ...]
     groups: tuple[Group, ...]
     truncated: int
+    work: Summary
+    connections: int
+    stuck: tuple[TaskInfo, ...]
 
     @property
     def verdict(self) -> tuple[str, ...]:

@@ -58,11 +58,12 @@ def resources_to_dict(snapshot: Snapshot) -> dict[str, Any]:
                 **_resource(resource),
                 "state": resource.state,
                 "held_seconds": resource.held_seconds,
+                "frame": None if resource.frame is None else asdict(resource.frame),
             }
             for resource in snapshot.resources
         ],
         "deadlocks": snapshot.deadlocks,
-        "tasks": {str(task.id): _named(task) for task in snapshot.tasks if task.id in named},
+        "tasks": {str(task.id): _named(task) for task in snapshot.tasks + snapshot.stuck if task.id in named},
     }
 
 

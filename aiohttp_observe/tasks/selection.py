@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ..options import check_choice, check_instance, check_positive_int
 from .seen import Seen
-from .tracker import number_of
+from .tracker import number_of, operation_of
 
 __all__ = ["SORTS", "STATES", "Selection"]
 
@@ -22,6 +23,7 @@ class Selection:
     """The filters of `take_snapshot`, which documents them; checked when built."""
 
     id: int | None = None
+    search: str | None = None
     state: str | None = None
     wait: str | None = None
     coro: str | None = None
@@ -35,7 +37,7 @@ class Selection:
         if self.state is not None:
             check_choice("take_snapshot(state=...)", self.state, STATES)
         check_choice("take_snapshot(sort=...)", self.sort, SORTS)
-        for name in ("wait", "coro", "request_id"):
+        for name in ("wait", "coro", "request_id", "search"):
             check_instance(f"take_snapshot({name}=...)", getattr(self, name), (str, type(None)))
         check_instance("take_snapshot(min_age=...)", self.min_age, (int, float, type(None)))
         check_positive_int("take_snapshot(limit=...)", self.limit, "tasks")
@@ -44,7 +46,7 @@ class Selection:
     @property
     def filters(self) -> bool:
         """Whether any task may be left out but by the limit."""
-        wanted = (self.id, self.state, self.wait, self.coro, self.request_id, self.min_age)
+        wanted = (self.id, self.state, self.wait, self.coro, self.request_id, self.min_age, self.search)
         return any(value is not None for value in wanted)
 
     def takes(self, seen: Seen) -> bool:
@@ -56,6 +58,7 @@ class Selection:
             and (self.request_id is None or _works_for(seen, self.request_id))
             and (self.coro is None or _matches(seen.coro, self.coro))
             and (self.id is None or number_of(seen.task) == self.id)
+            and (self.search is None or _says(seen, self.search.lower().split()))
         )
 
     def key(self, seen: Seen) -> Any:
@@ -74,6 +77,25 @@ def _works_for(seen: Seen, request_id: str) -> bool:
     return seen.exchange is not None and seen.exchange.request_id == request_id
 
 
+def _says(seen: Seen, words: Sequence[str]) -> bool:
+    """Whether all the words are in what the console shows of a task."""
+    text = " ".join(_shown(seen)).lower()
+    return all(word in text for word in words)
+
+
+def _shown(seen: Seen) -> Iterator[str]:
+    yield from (str(number_of(seen.task)), seen.task.get_name(), seen.coro, operation_of(seen.task) or "")
+    yield seen.state if seen.reading is None else f"{seen.reading.kind} {seen.reading.detail}"
+    line = seen.line or next(iter(seen.frames), None)
+    if line is not None:
+        yield f"{line.file}:{line.line} {line.function}"
+    if seen.exchange is not None:
+        yield f"{seen.exchange.method} {seen.exchange.route} {seen.exchange.request_id}"
+        yield seen.exchange.trace_id or ""
+
+
 def _matches(coro: str, wanted: str) -> bool:
-    """Glob patterns match the whole name; anything else any part of it."""
+    """Glob patterns match the whole name; anything else any part of it; after a ``!``, what doesn't match."""
+    if wanted.startswith("!"):
+        return not _matches(coro, wanted[1:])
     return fnmatchcase(coro, wanted) if any(mark in wanted for mark in "*?[") else wanted in coro

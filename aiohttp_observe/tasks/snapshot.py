@@ -26,6 +26,8 @@ __all__ = ["count_tasks", "find_tasks", "snapshot_without_blocking", "take_snaps
 _SLICE = 200
 """Tasks looked at, or put into words, before the loop has a turn."""
 
+_MOST_STUCK = 200
+
 _imported = perf_counter()
 
 
@@ -41,15 +43,17 @@ def take_snapshot(
 
     ``state``       ``running``, ``scheduled`` or ``waiting``
     ``wait``        a wait kind
-    ``coro``        part of the coroutine's qualified name, or a glob pattern for all of it
+    ``coro``        part of the coroutine's qualified name, or a glob pattern for all of it;
+                    with ``!`` before it, the others
     ``request_id``  the request worked for
     ``min_age``     seconds
+    ``search``      words, all of them in what the console shows of the task: name, place, request, ...
     ``id``          the one task with this id
     ``sort``        ``age`` (oldest first, the default), ``state``, ``coro`` or ``wait``
     ``limit``       how many of the sorted tasks to give, default 1000
     ``frames``      how many frames of each, default 3
 
-    The summary counts all that were chosen; resources and deadlocks are those of all tasks.
+    The summary counts all that were chosen; resources, deadlocks and the verdict are of all tasks.
     The calling thread is busy for some microseconds a task: see `snapshot_without_blocking`.
 
     Raises ``RuntimeError`` without a loop, ``TypeError`` or ``ValueError`` for a filter that
@@ -106,9 +110,11 @@ class _Picture:
         self._filtered = selection.filters
         self._look = Look(self._loop, selection.frames)
         self._groups = Groups()
+        self._all = Groups() if selection.filters else self._groups
         self._circumstances = Circumstances(self._loop, self._loop_state)
         self._chosen: list[Seen] = []
         self._rows: list[TaskInfo] = []
+        self._stuck: list[TaskInfo] = []
         self._resources: tuple[Resource, ...] = ()
         self._deadlocks: tuple[tuple[int, ...], ...] = ()
 
@@ -136,12 +142,19 @@ class _Picture:
                 if not seen.task.done():
                     self._rows.append(words.row(seen))
             yield
+        self._stuck += [words.row(self._look.at(task)) for task in self._deadlocked_besides()]
+
+    def _deadlocked_besides(self) -> list[asyncio.Task[Any]]:
+        tasks = self._look.meetings.tasks
+        shown = {row.id for row in self._rows}
+        stuck = {number for cycle in self._deadlocks for number in cycle}
+        return [tasks[number] for number in sorted(stuck - shown)[:_MOST_STUCK] if not tasks[number].done()]
 
     def snapshot(self) -> Snapshot:
         """The result."""
         meetings, groups, look = self._look.meetings, self._groups, self._look
         resources, deadlocks = self._resources, self._deadlocks
-        growing = [] if self._filtered else grown(self._loop, groups)
+        growing = grown(self._loop, self._all)
         return Snapshot(
             taken_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             process=_process(self._loop),
@@ -151,15 +164,20 @@ class _Picture:
             resources=resources,
             deadlocks=deadlocks,
             findings=findings(
-                self._loop_state, look.running(), resources, deadlocks, meetings, groups, growing
+                self._loop_state, look.running(), resources, deadlocks, meetings, self._all, growing
             ),
+            work=self._all.summary(connections=False),
+            connections=self._all.connections(),
+            stuck=tuple(self._stuck),
             groups=groups.top(),
             truncated=max(0, groups.total() - self._selection.limit),
         )
 
     def _choose(self, seen: Seen) -> None:
-        if self._filtered and not self._selection.takes(seen):
-            return
+        if self._filtered:
+            self._all.add(seen)
+            if not self._selection.takes(seen):
+                return
         self._groups.add(seen)
         self._chosen.append(seen)
         if len(self._chosen) > 2 * self._selection.limit + _SLICE:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from .model import Frame, Snapshot, TaskInfo
+from .model import Frame, Resource, Served, Snapshot, TaskInfo
 from .places import own_line
 
-__all__ = ["Tree", "tree_of", "tree_text", "tree_to_dict"]
+__all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text", "tree_to_dict"]
+
+_SLICE = 100
+"""Nodes or edges in one piece of text."""
+
+_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class Node:
     wait: str | None
     frame: Frame | None
     age_seconds: float | None
+    request: Served | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +51,14 @@ class Tree:
 
 
 def tree_of(snapshot: Snapshot) -> Tree:
-    """The tree of the tasks that a snapshot has."""
-    known = {task.id for task in snapshot.tasks}
+    """The tree of the tasks that a snapshot has, and of those in a deadlock."""
+    tasks = snapshot.tasks + snapshot.stuck
+    known = {task.id for task in tasks}
     return Tree(
         taken_at=snapshot.taken_at,
-        nodes=tuple(map(_node, snapshot.tasks)),
-        awaits=tuple(edge for edge in _awaits(snapshot) if known.issuperset(edge[:2])),
-        created=tuple((task.created_by, task.id) for task in snapshot.tasks if task.created_by in known),
+        nodes=tuple(map(_node, tasks)),
+        awaits=tuple(edge for edge in _awaits(tasks, snapshot.resources) if known.issuperset(edge[:2])),
+        created=tuple((task.created_by, task.id) for task in tasks if task.created_by in known),
         cycles=snapshot.deadlocks,
         truncated=snapshot.truncated,
     )
@@ -59,15 +67,15 @@ def tree_of(snapshot: Snapshot) -> Tree:
 def _node(task: TaskInfo) -> Node:
     frame = own_line(task.frames) or next(iter(task.frames), None)
     kind = None if task.wait is None else task.wait.kind
-    return Node(task.id, task.name, task.coro, task.state, kind, frame, task.age_seconds)
+    return Node(task.id, task.name, task.coro, task.state, kind, frame, task.age_seconds, task.request)
 
 
-def _awaits(snapshot: Snapshot) -> Iterator[tuple[int, int, str]]:
+def _awaits(tasks: Sequence[TaskInfo], resources: Sequence[Resource]) -> Iterator[tuple[int, int, str]]:
     holders = {
         resource.id: (resource.holders, f"{resource.type} {resource.id} ({resource.state})")
-        for resource in snapshot.resources
+        for resource in resources
     }
-    for task in snapshot.tasks:
+    for task in tasks:
         if task.wait is None:
             continue
         for other in task.wait.on:
@@ -89,8 +97,30 @@ def tree_to_dict(tree: Tree) -> dict[str, Any]:
     }
 
 
+def tree_pieces(tree: Tree) -> Iterator[str]:
+    """The same as JSON text in pieces, after each of which a loop can have a turn."""
+    yield f'{{"taken_at":{_encode(tree.taken_at)}'
+    yield from _list_pieces("nodes", tree.nodes, asdict)
+    yield from _list_pieces("awaits", tree.awaits, list)
+    yield from _list_pieces("created", tree.created, list)
+    yield f',"cycles":{_encode(tree.cycles)},"truncated":{tree.truncated}}}'
+
+
+def _list_pieces(name: str, items: Sequence[Any], plain: Callable[[Any], Any]) -> Iterator[str]:
+    yield f',"{name}":['
+    for start in range(0, len(items), _SLICE):
+        text = _encode([plain(item) for item in items[start : start + _SLICE]])
+        yield f"{',' if start else ''}{text[1:-1]}"
+    yield "]"
+
+
 def tree_text(tree: Tree) -> str:
     """Both trees, indented; a task that stands there already is only mentioned."""
+    return "".join(f"{line}\n" for line in tree_lines(tree))
+
+
+def tree_lines(tree: Tree) -> Iterator[str]:
+    """The lines of `tree_text`."""
     nodes = {node.id: node for node in tree.nodes}
     awaits: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
     created: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
@@ -98,12 +128,13 @@ def tree_text(tree: Tree) -> str:
         awaits[task].append((other, via))
     for creator, task in tree.created:
         created[creator].append((task, ""))
-    lines = [f"deadlock: {_path(cycle, nodes)}" for cycle in tree.cycles]
-    lines += ["Who awaits whom", "===============", *_drawn(nodes, awaits)]
-    lines += ["", "Who started whom", "================", *_drawn(nodes, created)]
+    yield from (f"deadlock: {_path(cycle, nodes)}" for cycle in tree.cycles)
+    yield from ("Who awaits whom", "===============")
+    yield from _drawn(nodes, awaits)
+    yield from ("", "Who started whom", "================")
+    yield from _drawn(nodes, created)
     if tree.truncated:
-        lines.append(f"and {tree.truncated} tasks more")
-    return "\n".join(lines) + "\n"
+        yield f"and {tree.truncated} tasks more"
 
 
 def _path(cycle: Sequence[int], nodes: Mapping[int, Node]) -> str:

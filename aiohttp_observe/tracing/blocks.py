@@ -36,11 +36,14 @@ def trace_block(tracer: trace.Tracer, block: Block) -> None:
     """Make a span of the block, within that of the request it worked for; from any thread."""
     if block.span is None or not block.span.sampled:
         return
-    begun = time_ns() - int((perf_counter() - block.started) * 1e9)
+    # It began somewhere in the beat before: not before the request did.
+    ended = block.started + block.seconds
+    begun = min(max(block.started, block.span.started), ended)
+    start_time = time_ns() - int((perf_counter() - begun) * 1e9)
     span = tracer.start_span(
-        _NAME, context=_within(block.span), start_time=begun, attributes=_attributes(block)
+        _NAME, context=_within(block.span), start_time=start_time, attributes=_attributes(block)
     )
-    span.end(begun + int(block.seconds * 1e9))
+    span.end(start_time + int((ended - begun) * 1e9))
 
 
 def _within(place: SpanPlace) -> Context:

@@ -240,8 +240,81 @@ async def test_a_browser_logs_in(browser: Browser) -> None:
     async with service(Admin(token="open sesame")) as server:
         page = await browser.new_page()
         await page.goto(str(server.make_url("/_tasks")))
+        await page.get_by_label("Admin token").fill("close sesame")
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("status")).to_contain_text("That isn't the token.")
         await page.get_by_label("Admin token").fill("open sesame")
         await page.get_by_role("button", name="Log in").click()
         await expect(page.locator("tr.task").filter(has_text="holder")).to_be_visible()
         assert "sesame" not in page.url
         assert await page.evaluate("document.cookie") == ""
+
+
+async def test_what_is_folded_out_or_marked_stays_so_while_the_page_lives(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks#incidents")))
+        asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+        folded = page.locator("#view details")
+        await folded.locator("summary").click()
+        drawn = await page.evaluate_handle("() => document.querySelector('#view table')")
+        await page.wait_for_function("table => !table.isConnected", arg=drawn)
+        await expect(folded.locator("ol.stack")).to_be_visible()
+        await page.evaluate(
+            "() => document.getSelection().selectAllChildren(document.querySelector('#view h2'))"
+        )
+        drawn = await page.evaluate_handle("() => document.querySelector('#view table')")
+        before = await page.locator("#clock").text_content()
+        await expect(page.locator("#clock")).not_to_have_text(str(before))
+        assert await drawn.evaluate("table => table.isConnected")
+
+
+async def test_connections_that_idle_are_told_apart_from_the_work(browser: Browser) -> None:
+    async with service(Admin()) as server, aiohttp.ClientSession() as session:
+        async with session.get(server.make_url("/packed")):
+            pass
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        rows = page.locator("tr.task")
+        await expect(rows.filter(has_text="waiter")).to_be_visible()
+        await expect(rows.filter(has_text="RequestHandler.start")).to_have_count(0)
+        await page.get_by_role("button", name="connections").click()
+        await expect(rows.filter(has_text="RequestHandler.start").first).to_be_visible()
+        assert await rows.last.get_attribute("class") == "pick task aside", "what the page itself asks for"
+
+
+async def test_a_search_goes_through_all_tasks(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        tasks = [asyncio.create_task(asyncio.sleep(600)) for _ in range(3000)]
+        tasks.append(asyncio.create_task(asyncio.sleep(600), name="the youngest"))
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#count")).to_contain_text("not sent", timeout=20_000)
+        await page.get_by_label("Filter").fill("youngest")
+        await expect(page.locator("tr.task")).to_have_count(1, timeout=20_000)
+        await page.get_by_label("Filter").fill("nothing like it")
+        await expect(page.locator("#view")).to_contain_text("No task passes the filter.", timeout=20_000)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_it_fits_a_phone(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page(viewport={"width": 360, "height": 740})
+        await page.goto(str(server.make_url("/_tasks")))
+        for view in ("tasks", "requests", "resources", "incidents", "trees"):
+            await page.goto(str(server.make_url(f"/_tasks#{view}")))
+            await expect(page.locator("#view h2").first).to_be_visible()
+            too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert await page.evaluate(too_wide) == 0, view
+
+
+async def test_a_bundle_is_kept_from_the_page(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        watched = Watched(await browser.new_page())
+        await watched.page.goto(str(server.make_url("/_tasks#incidents")))
+        await watched.page.get_by_role("button", name="Keep one now").click()
+        await expect(watched.page.get_by_role("link", name="open")).to_have_count(1)
+        await expect(watched.page.locator("#view")).to_contain_text("asked for")
+        assert watched.errors == []

@@ -96,6 +96,38 @@ async def test_it_takes_the_filters_of_the_document() -> None:
         response.close()
 
 
+async def test_pages_that_show_the_same_share_each_picture() -> None:
+    async with watched() as (service, session):
+        responses = [await session.get(service.url("/_tasks/stream")) for _ in range(3)]
+        other = await session.get(service.url("/_tasks/stream?wait=sleep"))
+        feeds = [events_of(response) for response in responses]
+        seen = []
+        for _ in range(3):
+            named = [await next_of(feed) for feed in feeds]
+            seen.append({picture["taken_at"] for name, picture in named if name == "picture"})
+        assert [len(moments) for moments in seen] == [0, 1, 1]
+        assert seen[1] != seen[2]
+        for response in (*responses, other):
+            response.close()
+
+
+async def test_a_client_that_leaves_is_noticed_long_before_the_next_picture() -> None:
+    async with watched() as (service, session):
+        responses = [await session.get(service.url("/_tasks/stream")) for _ in range(8)]
+        for response in responses:
+            feed = events_of(response)
+            await next_of(feed)
+            await next_of(feed)
+        left = asyncio.get_running_loop().time()
+        for response in responses:
+            response.close()
+        while (again := await session.get(service.url("/_tasks/stream"))).status != 200:
+            again.close()
+            await asyncio.sleep(0.05)
+        assert asyncio.get_running_loop().time() - left < 1.9
+        again.close()
+
+
 async def test_it_is_as_private_as_the_rest() -> None:
     async with serving(application(token="secret")) as service:
         assert (await service.get("/_tasks/stream")).status == 401

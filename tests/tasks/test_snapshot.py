@@ -81,6 +81,16 @@ class TestFilters:
         assert await self.chosen(coro="*ea?er") == ["reader", "reader"]
         assert await self.chosen(coro="ea*") == []
 
+    async def test_by_what_a_coroutine_is_not_called(self) -> None:
+        assert "reader" in await self.chosen(coro="!worker")
+        assert "worker" not in await self.chosen(coro="!worker")
+        assert "reader" not in await self.chosen(coro="!*ea?er")
+
+    @pytest.mark.parametrize("words", ["READER", "reader test_snapshot.py:", "reader sleep"])
+    async def test_by_words_that_are_shown_of_it(self, words: str) -> None:
+        assert await self.chosen(search=words) == ["reader", "reader"]
+        assert await self.chosen(search=f"{words} nowhere") == []
+
     async def test_by_request(self) -> None:
         assert await self.chosen(request_id="r7") == ["reader"]
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from aiohttp_observe.tasks import Tasks, Tree, number_of, take_snapshot, tree_of, tree_text, tree_to_dict
+from aiohttp_observe.tasks import (
+    Tasks,
+    Tree,
+    number_of,
+    take_snapshot,
+    tree_of,
+    tree_pieces,
+    tree_text,
+    tree_to_dict,
+)
 
 from .scenes import suspended
 
@@ -194,5 +203,27 @@ async def test_the_document_is_plain() -> None:
     async with suspended(family(), inside(lock), inside(lock), twice(asyncio.Lock())):
         document = json.loads(json.dumps(tree_to_dict(tree())))
     assert set(document) == {"taken_at", "nodes", "awaits", "created", "cycles", "truncated"}
-    assert set(document["nodes"][0]) == {"id", "name", "coro", "state", "wait", "frame", "age_seconds"}
+    assert set(document["nodes"][0]) == {
+        "id", "name", "coro", "state", "wait", "frame", "age_seconds", "request"
+    }  # fmt: skip
     assert all(len(edge) == 3 for edge in document["awaits"])
+
+
+async def test_the_document_comes_in_pieces_of_bounded_size() -> None:
+    lock = asyncio.Lock()
+    async with suspended(*(inside(lock) for _ in range(350))):
+        found = tree()
+    pieces = list(tree_pieces(found))
+    assert json.loads("".join(pieces)) == json.loads(json.dumps(tree_to_dict(found)))
+    assert max(piece.count('"name"') for piece in pieces) == 100
+    assert max(piece.count("[") for piece in pieces) <= 102
+
+
+async def test_those_in_a_deadlock_are_named_however_many_tasks_are_older() -> None:
+    async with suspended(*(asyncio.sleep(60) for _ in range(20)), twice(asyncio.Lock())) as tasks:
+        number = number_of(tasks[-1])
+        tasks[-1].set_name("stuck")
+        found = tree(limit=5, sort="wait")
+        assert len(take_snapshot(limit=5).tasks) == 5
+    assert found.cycles == ((number,),)
+    assert {node.name for node in found.nodes if node.id == number} == {"stuck"}

@@ -283,3 +283,18 @@ async def test_age_is_told_as_far_as_it_is_known(started: bool) -> None:
         if tracker is not None:
             tracker.uninstall()
     assert ("which started" in finding.sentence) is started
+
+
+@pytest.mark.parametrize(
+    "filters", [{"wait": "sleep"}, {"state": "running"}, {"search": "nowhere"}, {"id": 1}]
+)
+async def test_it_is_of_all_tasks_whichever_are_shown(filters: dict[str, Any]) -> None:
+    async with requests_at_a_lock(12, asyncio.Lock()), suspended(asyncio.sleep(60)):
+        take_snapshot()  # from the second look on it is known since when
+        of_all = take_snapshot()
+        shown = take_snapshot(**filters)
+    assert [re.sub(r"[\d.]+ s", "", sentence) for sentence in shown.verdict] == [
+        re.sub(r"[\d.]+ s", "", sentence) for sentence in of_all.verdict
+    ]
+    assert of_all.verdict[0].startswith("12 of 13 requests wait for Lock")
+    assert shown.work.waiting == of_all.work.waiting == {"sleep": 1, "lock": 12, "future": 1}

@@ -22,12 +22,19 @@ export function drawing(tag, attributes = {}, ...children) {
   return made;
 }
 
-// Replaces the children but keeps the keyboard where it was.
+// Replaces the children but keeps the keyboard, what is folded out, and what is scrolled to where they were.
+// While somebody selects text in there, to copy it, nothing moves.
 export function redraw(parent, ...children) {
+  const marked = document.getSelection();
+  if (!marked.isCollapsed && parent.contains(marked.anchorNode)) return;
   const focused = parent.contains(document.activeElement) ? document.activeElement : null;
   const key = focused?.dataset.key;
   const selection = focused?.tagName === "INPUT" ? [focused.selectionStart, focused.selectionEnd] : null;
+  const open = [...parent.querySelectorAll("details[data-key][open]")].map((folded) => folded.dataset.key);
+  const scrolled = [...parent.querySelectorAll(".scroll")].map((area) => area.scrollLeft);
   parent.replaceChildren(...children.flat().filter(Boolean));
+  for (const folded of parent.querySelectorAll("details[data-key]")) if (open.includes(folded.dataset.key)) folded.open = true;
+  parent.querySelectorAll(".scroll").forEach((area, index) => { if (scrolled[index]) area.scrollLeft = scrolled[index]; });
   if (key === undefined) return;
   const again = parent.querySelector(`[data-key="${CSS.escape(key)}"]`);
   again?.focus({ preventScroll: true });
@@ -47,6 +54,19 @@ export const count = (number) => number.toLocaleString("en");
 export const clock = (at) => at.slice(11, 19);
 export const kindly = (kind) => kind.replaceAll("_", " ");
 
+// aiohttp's server runs one coroutine for every connection and one for every request: neither says anything.
+export const CONNECTION = "RequestHandler.start";
+export const REQUEST = "RequestHandler._handle_request";
+
+// What to call a task of which no more is known: a request's own by what is asked for.
+export const called = ({ name, coro, request }) => (request && coro === REQUEST ? `${request.method} ${request.route}` : brief(name));
+
+const LONGEST = 80;
+const brief = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text);
+
+// Requests that this console itself makes.
+export const isOurs = (route) => route === base || route.startsWith(`${base}/`);
+
 const fileName = (path) => path.split("/").slice(-2).join("/");
 const isLibrary = ({ file }) => /\/(site-packages|dist-packages|asyncio|aiohttp_observe)\/|^<frozen/.test(file);
 
@@ -61,8 +81,15 @@ export function stack(frames) {
   return element("ol", { className: "stack" }, ...lines);
 }
 
+// What stands over each cell, for narrow screens, where it stands beside it.
+export function label(row, heads) {
+  [...row.children].forEach((one, index) => { if (one.colSpan === 1 && heads[index]) one.dataset.label = heads[index].replace("#", ""); });
+  return row;
+}
+
 export function table(heads, rows, nothing) {
   const cells = heads.map((head) => element("th", { text: head.replace("#", ""), className: head.startsWith("#") ? "number" : "", scope: "col" }));
+  for (const row of rows) label(row, heads);
   const body = rows.length ? rows : [element("tr", {}, element("td", { text: nothing, colspan: heads.length, className: "empty" }))];
   return element("div", { className: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...cells)), element("tbody", {}, ...body)));
 }
@@ -70,11 +97,14 @@ export function table(heads, rows, nothing) {
 export const cell = (text, className) => element("td", { text, className });
 export const number = (text) => cell(text, "number");
 
+// Values that aren't known leave their place empty.
 export function sparkline(values) {
-  const most = Math.max(...values, 1e-9);
+  const known = values.map((value, index) => [index, value]).filter(([, value]) => value !== undefined && value !== null);
+  const most = Math.max(...known.map(([, value]) => value), 1e-9);
   const step = 100 / Math.max(values.length - 1, 1);
-  const points = values.map((value, index) => `${(index * step).toFixed(1)},${(22 - (20 * value) / most).toFixed(1)}`);
-  const area = `0,24 ${points.join(" ")} ${((values.length - 1) * step).toFixed(1)},24`;
+  const points = known.map(([index, value]) => `${(index * step).toFixed(1)},${(22 - (20 * value) / most).toFixed(1)}`);
+  const [from, to] = [known[0]?.[0] ?? 0, known.at(-1)?.[0] ?? 0].map((index) => (index * step).toFixed(1));
+  const area = `${from},24 ${points.join(" ")} ${to},24`;
   return drawing(
     "svg",
     { viewBox: "0 0 100 24", preserveAspectRatio: "none", class: "spark", "aria-hidden": "true" },

@@ -1,6 +1,6 @@
 // Incidents: what has blocked the loop, and failures that nobody handled, by line.
 
-import { cell, clock, count, duration, element, number, place, stack, table } from "./draw.js";
+import { base, cell, clock, count, duration, element, number, place, stack, table } from "./draw.js";
 
 const link = (id) => element("a", { href: `#requests/${encodeURIComponent(id)}`, text: id, title: id, className: "id" });
 
@@ -13,9 +13,9 @@ function blocked(line, index) {
     number(count(line.count)),
     number(duration(line.longest_seconds)),
     number(duration(line.total_seconds)),
-    element("td", {}, element("span", { text: cause.kind.replaceAll("_", " "), className: "kind" }), ` ${cause.confidence}`, element("small", { text: cause.evidence })),
+    element("td", {}, element("span", { text: cause.kind.replaceAll("_", " "), className: "kind" }), cause.kind !== "unknown" && ` ${cause.confidence} confidence`, element("small", { text: cause.evidence })),
     element("td", {}, element("span", { text: example.request ?? example.task ?? "a callback" }), example.request_id && element("small", {}, link(example.request_id))),
-    element("td", {}, example.victims_total ? `${count(example.victims_total)} requests` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
+    element("td", {}, example.victims_total ? `${count(example.victims_total)} request${example.victims_total > 1 ? "s" : ""}` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
     number(clock(line.last_at)),
   );
 }
@@ -34,14 +34,27 @@ function unhandled(failure) {
   );
 }
 
-function draw(found, detail, page) {
+const bundle = ({ id, at, reason, bytes }) =>
+  element("tr", {}, cell(clock(at)), cell(reason), number(`${count(Math.ceil(bytes / 1000))} kB`), element("td", {}, element("a", { href: `${base}/bundles/${id}`, text: "open", target: "_blank", "data-key": `bundle-${id}` })));
+
+function draw({ found, kept }, detail, page) {
   const left = found.left_out ? `${count(found.left_out)} not kept` : "";
   return [
     element("h2", {}, "The loop was blocked ", element("span", { text: left })),
     table(["Line", "#Times", "#Longest", "#Together", "Cause", "By", "Kept waiting", "#Last"], found.blocked.map(blocked), "Not once since the start."),
     element("h2", { text: "Nobody handled" }),
     table(["Failure", "Where", "Coroutine", "#Times", "Last task", "#Last"], found.unhandled.map(unhandled), "No failure since the start."),
+    element("h2", {}, "Kept for later ", element("span", { text: "all of the console as it was: after a block of a second and more, or when asked" })),
+    table(["At", "Why", "#Size", "As JSON"], kept.map(bundle), "Nothing yet."),
+    element(
+      "p",
+      { className: "actions left" },
+      element("button", { type: "button", text: "Keep one now", "data-key": "keep", on: { click: () => page.posted("bundles", {}).then(page.redraw) } }),
+      element("a", { className: "button", href: `${base}/profile?seconds=5`, target: "_blank", text: "Profile the loop for 5 s", title: "collapsed stacks, as flame graph tools read them", "data-key": "profile" }),
+    ),
   ];
 }
 
-export const incidents = { path: "/incidents", load: (fetched) => fetched("/incidents"), draw };
+const load = async (fetched) => ({ found: await fetched("/incidents"), kept: (await fetched("/bundles")).bundles });
+
+export const incidents = { path: "/incidents", load, draw };

@@ -11,13 +11,14 @@ const VIEWS = { tasks, requests, resources, incidents, trees };
 const MOST_POINTS = 150;
 const RETRY_SECONDS = 3;
 
-const state = { picture: null, points: [], paused: false, feed: null, view: "tasks", detail: "", loading: false };
+const state = { picture: null, points: [], kinds: new Set(), paused: false, feed: null, view: "tasks", detail: "", loading: false };
 
 function drawHead({ process, point }) {
   at("process").textContent =
     `pid ${process.pid} · Python ${process.python} · ${process.loop} · up ${duration(process.uptime_seconds)}`;
   document.title = state.picture.verdict.length ? `(${state.picture.verdict.length}) Tasks` : "Tasks";
-  tell(`live · ${clock(point.at)}`, "ok");
+  at("clock").textContent = `${clock(point.at)} UTC`;
+  tell("live", "ok");
 }
 
 function drawVerdict({ findings }) {
@@ -25,11 +26,11 @@ function drawVerdict({ findings }) {
   const sentences = findings.map((finding) =>
     element("li", {}, element("button", {
       type: "button",
-      text: finding.sentence,
+      title: finding.sentence,
       className: `finding ${finding.kind}`,
       "data-key": finding.sentence.replace(/[\d.]+/g, "#"),
       on: { click: () => follow(finding) },
-    })),
+    }, element("span", { text: finding.sentence }))),
   );
   return redraw(at("verdict"), element("ol", {}, ...sentences));
 }
@@ -44,47 +45,79 @@ function follow({ kind, tasks: ids, resource }) {
 function drawBlocked({ loop: { blocked_now: blocked } }) {
   at("blocked").hidden = blocked === null;
   if (blocked === null) return;
+  const { seconds, task, request_id: request, trace_id: trace } = blocked;
+  const by = [
+    task !== null && element("a", { href: `#tasks/${task}`, text: `task ${task}`, "data-key": "blocked-task" }),
+    request !== null && element("a", { href: `#requests/${encodeURIComponent(request)}`, text: `request ${request}`, "data-key": "blocked-request" }),
+    trace !== null && element("span", { text: `trace ${trace}` }),
+  ].filter(Boolean);
   redraw(
     at("blocked"),
-    element("h2", { text: `Blocked for ${duration(blocked.seconds)}` }),
-    element("p", { text: blocked.request_id ? `request ${blocked.request_id}` : "" }),
+    element("h2", { text: `The loop is blocked, for ${duration(seconds)} so far` }),
+    element("p", {}, ...by.flatMap((part, index) => [index ? " · " : "by ", part])),
     stack(blocked.stack),
   );
 }
 
-function tile(label, value, values) {
-  return element("div", { className: "tile" }, element("span", { text: label }), element("b", { text: value }), sparkline(values));
-}
-
-function kindTile(kind, number) {
-  const pressed = show.wait === kind;
-  const values = state.points.map((point) => point.waiting?.[kind] ?? 0);
+function tile(label, value, peak, values) {
   return element(
-    "button",
-    {
-      className: "tile",
-      type: "button",
-      "aria-pressed": pressed,
-      "data-key": `kind-${kind}`,
-      on: { click: () => choose({ wait: pressed ? null : kind }) },
-    },
-    element("span", { text: kindly(kind) }),
-    element("b", { text: count(number) }),
+    "div",
+    { className: "tile" },
+    element("span", { text: label }),
+    element("small", { text: peak, title: "the most in the last five minutes" }),
+    element("b", { text: value }),
     sparkline(values),
   );
 }
 
-function drawTiles({ summary, point }) {
+function drawTiles({ point }) {
+  const { work } = point;
   const of = (name) => state.points.map((each) => each[name]);
+  const most = (values) => Math.max(0, ...values.filter((value) => value !== undefined));
+  const rate = (value) => value.toFixed(value < 10 ? 1 : 0);
+  const share = (value) => `${Math.round(100 * value)} %`;
+  const made = (label, show, now, values) => tile(label, show(now), `max ${show(most(values))}`, values);
   redraw(
     at("tiles"),
-    tile("requests / s", point.requests_per_second.toFixed(point.requests_per_second < 10 ? 1 : 0), of("requests_per_second")),
-    tile("in flight", count(point.in_flight), of("in_flight")),
-    tile("loop lag", duration(point.lag_seconds), of("lag_seconds")),
-    tile("loop busy", `${Math.round(100 * point.utilization)} %`, of("utilization")),
-    tile("tasks", count(summary.total), state.points.map((each) => each.total ?? 0)),
-    ...Object.entries(summary.waiting).slice(0, 9).map(([kind, number]) => kindTile(kind, number)),
+    made("requests / s", rate, point.requests_per_second, of("requests_per_second")),
+    made("in flight", count, point.in_flight, of("in_flight")),
+    made("loop lag", duration, point.lag_seconds, of("lag_seconds")),
+    made("loop busy", share, point.utilization, of("utilization")),
+    made("tasks", count, work.total, state.points.map((each) => each.work?.total)),
   );
+}
+
+function chip(key, text, number, values, pressed, act, title) {
+  return element(
+    "button",
+    { className: "pill", type: "button", "aria-pressed": pressed, title, "data-key": `kind-${key}`, on: { click: act } },
+    element("span", { text }),
+    element("b", { text: count(number) }),
+    sparkline(values.slice(Math.max(values.findIndex((value) => value !== undefined), 0))),
+  );
+}
+
+function drawKinds({ point: { work } }) {
+  const of = (read) => state.points.map((point) => (point.work ? read(point.work) : undefined));
+  // In the order in which they came up: what moves can't be clicked at.  One that is filtered by can be taken off.
+  for (const kind of Object.keys(work.waiting)) state.kinds.add(kind);
+  const chips = [...state.kinds].filter((kind) => kind in work.waiting || kind === show.wait).map((kind) => {
+    const number = work.waiting[kind] ?? 0;
+    const pressed = show.wait === kind;
+    return chip(kind, kindly(kind), number, of(({ waiting }) => waiting[kind] ?? 0), pressed, () => choose({ wait: pressed ? null : kind }), `show the tasks that wait for ${kindly(kind)}`);
+  });
+  const toggle = () => choose({ connections: !show.connections });
+  redraw(
+    at("kinds"),
+    element("h2", { text: chips.length ? "Waiting for" : "No task waits" }),
+    ...chips,
+    work.connections > 0 && element("span", { className: "apart" }, chip("connections", "connections", work.connections, of(({ connections }) => connections), show.connections, toggle, "aiohttp's own tasks, one for each connection: shown among the others if pressed")),
+  );
+}
+
+function drawTabs({ point, summary, resources }) {
+  const told = { tasks: summary.total, requests: point.in_flight, resources: resources.length };
+  for (const [name, number] of Object.entries(told)) at(`tab-${name}`).dataset.count = count(number);
 }
 
 function drawPicture() {
@@ -94,6 +127,8 @@ function drawPicture() {
   drawVerdict(picture);
   drawBlocked(picture);
   drawTiles(picture);
+  drawKinds(picture);
+  drawTabs(picture);
   drawView();
 }
 
@@ -115,11 +150,11 @@ async function drawView() {
 }
 
 // What a view may ask of the page.
-const page = { choose, fetched, redraw: drawView, cancel, picture: () => state.picture };
+const page = { choose, fetched, redraw: drawView, cancel, posted, picture: () => state.picture };
 
 function choose(filters) {
   Object.assign(show, filters);
-  location.hash = "#tasks";
+  if (Object.keys(filters).length) location.hash = "#tasks";
   open();
 }
 
@@ -128,12 +163,19 @@ function turn() {
   const [view, ...detail] = location.hash.slice(1).split("/");
   state.view = view in VIEWS ? view : "tasks";
   state.detail = decodeURIComponent(detail.join("/"));
-  for (const tab of at("tabs").children) tab.setAttribute("aria-selected", tab.id === `tab-${state.view}`);
+  for (const tab of at("tabs").children) {
+    const selected = tab.id === `tab-${state.view}`;
+    tab.setAttribute("aria-selected", selected);
+    tab.tabIndex = selected ? 0 : -1;
+  }
   at("view").setAttribute("aria-labelledby", `tab-${state.view}`);
   drawView();
 }
 
-function trouble(text) {
+// What an action has led to stays for a while; that the service answers again takes back only that it didn't.
+function trouble(text, seconds = 0) {
+  if (text === null && performance.now() < trouble.until) return;
+  trouble.until = performance.now() + 1000 * seconds;
   at("trouble").hidden = text === null;
   at("trouble").textContent = text ?? "";
 }
@@ -147,11 +189,14 @@ function open() {
   state.feed?.close();
   if (state.paused) return;
   const feed = (state.feed = new EventSource(`${base}/stream?${feedQuery()}`));
-  feed.addEventListener("history", ({ data }) => (state.points = JSON.parse(data)));
+  feed.addEventListener("history", ({ data }) => {
+    const last = state.points.at(-1)?.at ?? "";
+    state.points.push(...JSON.parse(data).filter((point) => point.at > last));
+  });
   feed.addEventListener("refused", ({ data }) => trouble(JSON.parse(data).error));
   feed.addEventListener("picture", ({ data }) => {
     state.picture = JSON.parse(data);
-    state.points.push({ ...state.picture.point, total: state.picture.summary.total });
+    state.points.push(state.picture.point);
     state.points.splice(0, state.points.length - MOST_POINTS);
     trouble(null);
     drawPicture();
@@ -185,13 +230,18 @@ async function cancel(path, question, number) {
   at("confirm").showModal();
   await new Promise((closed) => at("confirm").addEventListener("close", closed, { once: true }));
   if (at("confirm").returnValue !== "yes") return;
+  await posted(path, { confirm: number });
+}
+
+// Has something done; what the service says against it is told.
+async function posted(path, body) {
   const response = await fetch(`${base}/${path}`, {
     method: "POST",
     credentials: "same-origin",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ confirm: number }),
-  });
-  trouble(response.ok ? null : (await response.json().catch(() => ({ error: `answer ${response.status}` }))).error);
+    body: JSON.stringify(body),
+  }).catch(({ message }) => ({ ok: false, status: message }));
+  if (!response.ok) trouble((await response.json?.().catch(() => null))?.error ?? `answer ${response.status}`, 15);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -205,6 +255,14 @@ document.addEventListener("keydown", (event) => {
     at("search").focus();
   } else if (event.key === "Escape") location.hash = `#${state.view}`;
   else if (event.key >= "1" && event.key <= "5") location.hash = `#${Object.keys(VIEWS)[event.key - 1]}`;
+});
+at("tabs").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const tabs = [...at("tabs").children];
+  const next = step && tabs.at((tabs.indexOf(event.target) + step) % tabs.length);
+  if (!next) return;
+  location.hash = next.hash;
+  next.focus();
 });
 at("pause").addEventListener("click", pause);
 window.addEventListener("hashchange", turn);

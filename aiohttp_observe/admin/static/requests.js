@@ -1,13 +1,20 @@
 // Requests: in flight, by route, and one of them.
 
-import { cell, clock, count, drawing, duration, element, number, split, table } from "./draw.js";
+import { cell, clock, count, drawing, duration, element, isOurs, number, split, table } from "./draw.js";
 
 const link = (id) => element("a", { href: `#requests/${encodeURIComponent(id)}`, text: id, title: id, className: "id", "data-key": `request-${id}` });
+
+const LEGEND = [["busy", "busy: its handler ran"], ["ready", "ready: the loop was busy with others"], ["waits waits-0", "waiting, by kind"]];
+const legend = () => element("span", { className: "legend" }, ...LEGEND.map(([kind, text]) => element("span", {}, drawing("svg", { viewBox: "0 0 8 8", "aria-hidden": "true" }, drawing("rect", { width: 8, height: 8, class: kind })), text)));
+
+// What the service serves comes before what this console asks for.
+const served = (requests) => [...requests].sort((one, other) => isOurs(one.route) - isOurs(other.route));
+const aside = ({ route }) => (isOurs(route) ? "aside" : "");
 
 function flying(request) {
   return element(
     "tr",
-    {},
+    { className: aside(request) },
     element("td", {}, element("span", { text: `${request.method} ${request.route}` }), element("small", {}, link(request.request_id))),
     element("td", {}, element("span", { text: request.waits_for ?? "–", className: "kind" }), request.client_left && element("small", { text: "⚠ its client has left", className: "warning" })),
     element("td", {}, request.task ? element("a", { href: `#tasks/${request.task}`, text: `task ${request.task}`, "data-key": `flying-${request.task}` }) : ""),
@@ -17,14 +24,15 @@ function flying(request) {
 }
 
 function family(route) {
+  const mean = route.count ? duration(route.seconds / route.count) : "–";
   const latency = Object.entries(route.latency).filter(([, n]) => n).map(([name, n]) => element("span", { className: "class", text: `${name} ${count(n)}` }));
   return element(
     "tr",
-    {},
+    { className: aside(route) },
     element("td", {}, element("span", { text: `${route.method} ${route.route}`, className: "where" }), route.in_flight > 0 && element("small", { text: `${count(route.in_flight)} in flight` })),
     number(count(route.count)),
     cell(route.errors ? count(route.errors) : "", "number bad"),
-    number(route.count ? duration(route.seconds / route.count) : "–"),
+    number(mean),
     element("td", {}, split(route)),
     element("td", { className: "classes" }, ...latency),
     element("td", {}, ...some("slowest", route.slowest), ...some("failed", route.failed)),
@@ -40,9 +48,9 @@ function some(label, requests) {
 function overview({ in_flight, routes, left_out }) {
   return [
     element("h2", {}, "In flight ", element("span", { text: count(in_flight.length + left_out) })),
-    table(["Request", "Waits for", "Task", "Time", "#Since"], in_flight.map(flying), "No request is being served."),
-    element("h2", { text: "By route" }),
-    table(["Route", "#Requests", "#Errors", "#Mean", "Time", "Latency", "Examples"], routes.map(family), "No request yet."),
+    table(["Request", "Waits for", "Task", "Where the time went", "#Since"], served(in_flight).map(flying), "No request is being served."),
+    element("h2", {}, "By route ", legend()),
+    table(["Route", "#Requests", "#Errors", "#Mean", "Where the time went", "Latency", "Examples"], served(routes).map(family), "No request yet."),
   ];
 }
 
@@ -77,7 +85,7 @@ function one(request) {
     element("p", {}, element("a", { href: "#requests", text: "← all requests", "data-key": "back" })),
     element("h2", { text: `${request.method} ${request.route}` }),
     element("dl", { className: "facts" }, ...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })])),
-    element("h2", { text: "Where the time went" }),
+    element("h2", {}, "Where the time went ", legend()),
     split(request),
     element("h2", {}, "Steps ", element("span", { text: request.steps_left_out ? `${count(request.steps_left_out)} not kept` : "" })),
     table(["Step", "When", "#After", "#Took"], waterfall(request), "No outbound call and no operation."),

@@ -1,17 +1,18 @@
 // Resources: what tasks meet at, who is inside, who waits.
 
-import { count, duration, element, number, place, table } from "./draw.js";
+import { called, count, duration, element, number, place, table } from "./draw.js";
 
 function who(id, tasks) {
   const task = tasks[id];
-  const text = task ? task.name : `task ${id}`;
-  const title = task ? `${task.coro} at ${place(task.frame)}` : "";
+  const text = task ? called(task) : `task ${id}`;
+  const title = task ? `${task.name}: ${task.coro} at ${place(task.frame)}` : "";
   return element("a", { href: `#tasks/${id}`, text, title, "data-key": `who-${id}` });
 }
 
 function few(ids, tasks, most) {
   const shown = ids.slice(0, most).flatMap((id, index) => [index ? ", " : "", who(id, tasks)]);
-  return [...shown, ids.length > most ? ` and ${count(ids.length - most)} more` : ""];
+  if (ids.length > most) shown.push(` and ${count(ids.length - most)} more`);
+  return shown.length ? shown : ["–"];
 }
 
 function row(resource, { tasks, deadlocks }, chosen) {
@@ -19,10 +20,10 @@ function row(resource, { tasks, deadlocks }, chosen) {
   const holder = tasks[resource.holders[0]];
   return element(
     "tr",
-    { className: String(resource.id) === chosen ? "chosen" : "" },
+    { className: String(resource.id) === chosen ? "meeting chosen" : "meeting" },
     number(resource.id),
-    element("td", {}, element("span", { text: resource.type, className: "kind" }), stuck && element("small", { text: "⚠ deadlock", className: "warning" })),
-    element("td", {}, element("span", { text: resource.state }), element("small", { text: resource.detail, className: "where" })),
+    element("td", {}, element("span", { text: resource.type, className: "kind" }), stuck && element("small", { text: "⚠ deadlock", className: "warning nowrap" })),
+    element("td", {}, element("span", { text: resource.state }), resource.frame && element("small", { text: `at ${place(resource.frame)}`, className: "where" })),
     element("td", {}, ...few(resource.holders, tasks, 5), holder?.frame && element("small", { text: place(holder.frame), className: "where" })),
     number(resource.held_seconds === null ? "–" : duration(resource.held_seconds)),
     number(count(resource.waiters.length)),

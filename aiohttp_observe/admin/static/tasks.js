@@ -1,23 +1,31 @@
 // Tasks: grouped by where they wait, then one by one.
 
-import { cell, count, duration, element, kindly, number, ownFrame, place, stack, table } from "./draw.js";
+import { CONNECTION, REQUEST, cell, count, drawing, duration, element, isOurs, kindly, label, number, ownFrame, place, stack, table } from "./draw.js";
 
 const FEW = 200;
 const MANY = 2000;
 const MOST_GROUPS = 12;
 
 // What is shown: filters that the service applies, and what is searched for here.
-export const show = { state: null, wait: null, coro: null, search: "", sort: "age", ascending: false, limit: FEW, all: false };
+export const show = { state: null, wait: null, coro: null, search: "", sort: "age", ascending: false, limit: FEW, all: false, connections: false };
 const details = new Map();
 
 export function feedQuery() {
-  const asked = new URLSearchParams({ frames: "20", limit: show.search ? MANY : show.limit });
-  for (const name of ["state", "wait", "coro"]) if (show[name]) asked.set(name, show[name]);
+  const asked = new URLSearchParams({ frames: "20", limit: show.limit });
+  for (const [name, value] of filters()) asked.set(name, value);
   return asked;
 }
 
+// The tasks that serve connections would be in front of the others, being the oldest and the most.
+function filters() {
+  const coro = show.coro ?? (show.connections ? null : `!${CONNECTION}`);
+  return Object.entries({ state: show.state, wait: show.wait, coro, search: show.search.trim() }).filter(([, value]) => value);
+}
+
+const ours = (task) => task.request !== null && isOurs(task.request.route);
+
 // A request's own task runs aiohttp's coroutine: what the service calls it is its handler.
-const title = (task) => (task.coro === "RequestHandler._handle_request" && task.frames.length ? ownFrame(task.frames).function : task.coro);
+const title = (task) => (task.coro === REQUEST && task.frames.length ? ownFrame(task.frames).function : task.coro);
 
 const KEYS = {
   id: (task) => task.id,
@@ -35,25 +43,31 @@ function chosen(tasks) {
   const found = words.length ? tasks.filter((task) => { const all = text(task); return words.every((word) => all.includes(word)); }) : tasks;
   const key = KEYS[show.sort];
   const order = show.ascending ? 1 : -1;
-  return [...found].sort((one, other) => order * (key(one) > key(other) ? 1 : key(one) < key(other) ? -1 : 0));
+  return [...found].sort((one, other) => ours(one) - ours(other) || order * (key(one) > key(other) ? 1 : key(one) < key(other) ? -1 : 0));
 }
 
 function groupRows(groups, page) {
   const shown = show.all ? groups : groups.slice(0, MOST_GROUPS);
+  const most = Math.max(...groups.map((group) => group.count));
   const rows = shown.map((group, index) => {
-    const filter = () => page.choose({ coro: exactly(group.coro), wait: group.wait });
+    const served = group.coro === REQUEST;
+    const filter = () => page.choose({ coro: exactly(group.coro), wait: group.wait, search: served ? place(group.frame) : "" });
+    const bar = drawing("svg", { viewBox: "0 0 100 4", preserveAspectRatio: "none", class: "share", "aria-hidden": "true" }, drawing("rect", { width: (100 * group.count) / most, height: 4 }));
     return element(
       "tr",
-      { className: "pick", tabindex: 0, "data-key": `group-${index}`, on: { click: filter, keydown: (event) => event.key === "Enter" && filter() } },
-      number(count(group.count)),
-      element("td", {}, element("span", { text: group.wait ? kindly(group.wait) : group.detail, className: "kind" }), group.wait && element("small", { text: group.detail })),
-      element("td", {}, element("span", { text: place(group.frame), className: "where" }), element("small", { text: group.coro })),
+      { className: "pick", tabindex: 0, "data-key": `group-${index}`, title: "show these tasks", on: { click: filter, keydown: (event) => event.key === "Enter" && filter() } },
+      element("td", { className: "number many" }, element("b", { text: count(group.count) }), bar),
+      element("td", {}, element("span", { text: group.wait ? kindly(group.wait) : group.detail, className: "kind" }), group.wait && group.wait !== group.detail && element("small", { text: group.detail })),
+      element("td", {}, element("span", { text: place(group.frame), className: "where" }), told(group, served)),
       number(duration(group.oldest_seconds)),
     );
   });
   if (groups.length > shown.length) rows.push(more(`${groups.length - shown.length} groups more`, 4, () => { show.all = true; page.redraw(); }));
   return rows;
 }
+
+// What runs there, unless that is plain from the place.
+const told = ({ coro, frame }, served) => (served || coro.split(".").at(-1) !== frame?.function) && element("small", { text: served ? "request handler" : coro });
 
 // A coroutine's name as a pattern of the service's that matches nothing else.
 const exactly = (coro) => coro.replace(/[[*?]/g, (sign) => `[${sign}]`);
@@ -78,7 +92,7 @@ function row(task, open) {
   const act = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle(); } };
   return element(
     "tr",
-    { className: "pick task", tabindex: 0, "aria-expanded": open, "data-key": `task-${task.id}`, on: { click: toggle, keydown: act } },
+    { className: ours(task) ? "pick task aside" : "pick task", tabindex: 0, "aria-expanded": open, "data-key": `task-${task.id}`, on: { click: toggle, keydown: act } },
     number(task.id),
     element("td", {}, element("span", { className: `state ${task.state}`, title: task.state }), element("span", { text: title(task), className: "coro" }), element("small", { text: task.operation ? `${task.name} · ${task.operation}` : task.name })),
     element("td", {}, ...waits(task)),
@@ -89,50 +103,63 @@ function row(task, open) {
 }
 
 function waits({ wait, state, warnings }) {
-  const shown = wait ? [element("span", { text: kindly(wait.kind), className: "kind" }), element("small", { text: wait.detail })] : [element("span", { text: state })];
+  const shown = wait ? [element("span", { text: kindly(wait.kind), className: "kind" }), wait.kind !== wait.detail && element("small", { text: wait.detail })] : [element("span", { text: state })];
   return [...shown, ...warnings.map((text) => element("small", { text: `⚠ ${text}`, className: "warning" }))];
 }
 
 const link = (id) => element("a", { href: `#tasks/${id}`, text: `task ${id}` });
-const listed = (label, ids) => ids.length > 0 && element("p", {}, `${label} `, ...ids.slice(0, 20).flatMap((id, index) => [index ? ", " : "", link(id)]), ids.length > 20 ? ` and ${ids.length - 20} more` : "");
+const links = (ids) => [...ids.slice(0, 20).flatMap((id, index) => [index ? ", " : "", link(id)]), ids.length > 20 ? ` and ${count(ids.length - 20)} more` : ""];
 
-function detailRow(task, picture, page) {
-  const whole = details.get(task.id) ?? task;
+// What is known of a task, and whom it has to do with.
+function facts(task, picture) {
   const resource = picture.resources.find(({ id }) => id === task.wait?.resource);
   const awaiting = picture.tasks.filter((other) => other.wait?.on.includes(task.id)).map(({ id }) => id);
   const made = picture.tasks.filter((other) => other.created_by === task.id).map(({ id }) => id);
-  const name = task.name;
+  return [
+    ["name", [task.name]],
+    ["coroutine", [task.coro]],
+    task.wait && ["waits for", [`${kindly(task.wait.kind)}: ${task.wait.detail}`]],
+    resource && ["waits at", [element("a", { href: `#resources/${resource.id}`, text: `${resource.type} ${resource.id}` }), ` (${resource.detail})`]],
+    resource?.holders.length && ["held by", links(resource.holders)],
+    task.wait?.on.length && ["awaits", links(task.wait.on)],
+    awaiting.length && ["is awaited by", links(awaiting)],
+    task.created_at_frame && ["created at", [place(task.created_at_frame), task.created_by ? " by " : "", task.created_by ? link(task.created_by) : ""]],
+    made.length && ["has started", links(made)],
+    task.operation && ["operation", [task.operation]],
+    task.request && ["works for", [element("a", { href: `#requests/${encodeURIComponent(task.request.id)}`, text: `${task.request.method} ${task.request.route}, request ${task.request.id}` })]],
+    task.trace_id && ["trace", [task.trace_id]],
+  ].filter(Boolean);
+}
+
+function detailRow(task, picture, page) {
+  const whole = details.get(task.id) ?? task;
+  const told = facts(task, picture).flatMap(([name, value]) => [element("dt", { text: name }), element("dd", {}, ...value)]);
+  const stop = () => page.cancel(`${task.id}/cancel`, `Cancel task ${task.id}, ${task.name}?`, 1);
   return element(
     "tr",
     { className: "details" },
     element(
       "td",
       { colspan: 6 },
-      element("h3", { text: "Await chain, innermost first" }),
-      stack(whole.frames),
-      listed("waits for", task.wait?.on ?? []),
-      resource && element("p", {}, "waits at ", element("a", { href: `#resources/${resource.id}`, text: `${resource.type} ${resource.id}` }), ` (${resource.detail})`),
-      resource && listed("which is held by", resource.holders),
-      listed("is awaited by", awaiting),
-      listed("has started", made),
-      task.created_at_frame && element("p", {}, `created at ${place(task.created_at_frame)}`, task.created_by ? " by " : "", task.created_by ? link(task.created_by) : ""),
-      task.request && element("p", {}, "works for ", element("a", { href: `#requests/${encodeURIComponent(task.request.id)}`, text: `request ${task.request.id}` })),
-      task.trace_id && element("p", { text: `trace ${task.trace_id}` }),
-      picture.allow_cancel && element("button", { type: "button", className: "danger", text: "Cancel this task", "data-key": "cancel", on: { click: () => page.cancel(`${task.id}/cancel`, `Cancel task ${task.id}, ${name}?`, 1) } }),
+      element(
+        "div",
+        { className: "both" },
+        element("section", {}, element("h3", { text: "Await chain, innermost first" }), stack(whole.frames)),
+        element("section", {}, element("h3", { text: "What is known" }), element("dl", { className: "facts" }, ...told), picture.allow_cancel && element("button", { type: "button", className: "danger", text: "Cancel this task", "data-key": "cancel", on: { click: stop } })),
+      ),
     ),
   );
 }
 
 function filterBar(picture, page) {
   const active = ["state", "wait", "coro"].filter((name) => show[name]);
-  const query = new URLSearchParams(active.map((name) => [name, show[name]]));
+  const query = new URLSearchParams(filters());
   const total = picture.summary.total;
   let typing = 0;
   const searched = ({ target }) => {
-    const widened = Boolean(show.search) !== Boolean(target.value);
     show.search = target.value;
     clearTimeout(typing);
-    typing = setTimeout(() => { page.redraw(); if (widened) page.choose({}); }, 150);
+    typing = setTimeout(() => { page.redraw(); page.choose({}); }, 250);
   };
   return element(
     "div",
@@ -154,10 +181,11 @@ function draw(picture, detail, page) {
     else rows.unshift(element("tr", {}, element("td", { text: `Task ${opened} isn't among those shown, or has ended.`, colspan: 6, className: "empty" })));
   }
   if (picture.truncated && show.limit < MANY) rows.push(more(`${count(picture.truncated)} more`, 6, () => page.choose({ limit: MANY })));
-  if (!rows.length) rows.push(element("tr", {}, element("td", { text: "No such task.", colspan: 6, className: "empty" })));
+  if (!rows.length) rows.push(element("tr", {}, element("td", { text: show.search || filters().some(([name]) => show[name]) ? "No task passes the filter." : "No task but aiohttp's own.", colspan: 6, className: "empty" })));
+  for (const one of rows) if (one.cells.length > 1) label(one, Object.values(COLUMNS));
   const left = picture.truncated ? ` · ${count(picture.truncated)} not sent` : "";
   return [
-    element("h2", { text: "Where they wait" }),
+    element("h2", {}, "Where they wait ", element("span", { text: "the largest crowd of the service's own code first" })),
     table(["#Tasks", "Waiting for", "At", "#Oldest"], groupRows(picture.groups, page), "No tasks."),
     element("h2", {}, "Tasks ", element("span", { id: "count", text: `${count(found.length)} of ${count(picture.summary.total)}${left}` })),
     filterBar(picture, page),

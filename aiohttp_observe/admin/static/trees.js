@@ -1,20 +1,23 @@
 // Trees: who awaits whom, and who started whom.  Each task is drawn once, and mentioned after that.
 
-import { count, duration, element, place } from "./draw.js";
+import { CONNECTION, called, count, duration, element, isOurs, kindly, place } from "./draw.js";
 
 const closed = new Set();
 const DEEPEST = 60;
+const MOST_DRAWN = 300;
 
 function facts(node) {
   const age = node.age_seconds === null ? "" : ` · ${duration(node.age_seconds)}`;
-  return `${node.wait ? node.wait.replaceAll("_", " ") : node.state} · ${place(node.frame)}${age}`;
+  const title = called(node);
+  const served = title !== node.name && node.request ? ` · ${node.name}` : node.request ? ` · for ${node.request.method} ${node.request.route}` : "";
+  return `${node.wait ? kindly(node.wait) : node.state} · ${place(node.frame)}${age}${served}`;
 }
 
 function label(node, via) {
   return [
     element("span", { className: `state ${node.state}`, title: node.state }),
     via && element("span", { text: `${via} → `, className: "dim" }),
-    element("a", { href: `#tasks/${node.id}`, text: node.name, "data-key": `node-${node.id}` }),
+    element("a", { href: `#tasks/${node.id}`, text: called(node), "data-key": `node-${node.id}` }),
     element("span", { text: ` ${facts(node)}`, className: "dim" }),
   ];
 }
@@ -24,7 +27,7 @@ function branch(id, via, tree, below, drawn, depth) {
   const children = below.get(id) ?? [];
   if (drawn.has(id)) return element("li", {}, ...label(node, via), element("em", { text: " see above" }));
   drawn.add(id);
-  if (!children.length || depth > DEEPEST) return element("li", {}, ...label(node, via));
+  if (!children.length || depth > DEEPEST || drawn.size > MOST_DRAWN) return element("li", {}, ...label(node, via));
   const inner = element("ul", {}, ...children.map(([child, through]) => branch(child, through, tree, below, drawn, depth + 1)));
   const made = element("details", {}, element("summary", { "data-key": `branch-${id}` }, ...label(node, via), element("span", { text: ` (${count(children.length)})`, className: "dim" })), inner);
   made.open = !closed.has(id);
@@ -32,18 +35,28 @@ function branch(id, via, tree, below, drawn, depth) {
   return element("li", {}, made);
 }
 
-function forest(nodes, edges) {
-  const tree = new Map(nodes.map((node) => [node.id, node]));
+// Without aiohttp's own task of each connection, which awaits and starts that of the request.
+function forest(nodes, edges, nothing) {
+  const tree = new Map(nodes.filter(({ coro, request }) => coro !== CONNECTION && !(request && isOurs(request.route))).map((node) => [node.id, node]));
   const below = new Map();
   const led = new Set();
   for (const [from, to, via] of edges) {
+    if (!tree.has(from) || !tree.has(to)) continue;
     if (!below.has(from)) below.set(from, []);
     below.get(from).push([to, via]);
     led.add(to);
   }
+  if (!below.size) return element("p", { text: nothing, className: "empty card" });
   const drawn = new Set();
   const roots = [...below.keys()].sort((one, other) => led.has(one) - led.has(other) || one - other);
-  const made = roots.filter((id) => tree.has(id)).map((id) => (drawn.has(id) ? null : branch(id, "", tree, below, drawn, 0)));
+  const made = [];
+  let left = 0;
+  for (const id of roots) {
+    if (drawn.has(id)) continue;
+    if (drawn.size < MOST_DRAWN) made.push(branch(id, "", tree, below, drawn, 0));
+    else left += 1;
+  }
+  if (left) made.push(element("li", { text: `and ${count(left)} more that aren't drawn`, className: "dim" }));
   return element("ul", { className: "tree" }, ...made);
 }
 
@@ -57,9 +70,9 @@ function draw({ nodes, awaits, created, cycles, truncated }) {
   return [
     element("h2", {}, "Who awaits whom ", element("span", { text: truncated ? `${count(truncated)} tasks not drawn` : "" })),
     ...cycles.map((ids) => cycle(ids, names)),
-    awaits.length ? forest(nodes, awaits) : element("p", { text: "No task waits for another one.", className: "dim" }),
+    forest(nodes, awaits, "No task waits for another one."),
     element("h2", { text: "Who started whom" }),
-    created.length ? forest(nodes, created) : element("p", { text: "No task was started by one that is still there.", className: "dim" }),
+    forest(nodes, created, "No task was started by one that is still there."),
   ];
 }
 
