@@ -181,6 +181,28 @@ async def test_all_kinds_of_spans_go_there(collector: Receiver) -> None:
     assert (server.status, server.events, price.events) == ("ERROR", ("exception",), ("exception",))
 
 
+async def test_what_a_span_says_of_an_exception_is_bounded_and_can_be_sent(collector: Receiver) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with operation("lookup \udcff" + "x" * 1000):
+            raise LookupError(request.headers["X-Name"] + "x" * 1_000_000)
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=None, logs=None)
+    async with serving(app) as service:
+        await service.exchange_bytes(
+            b"GET / HTTP/1.1\r\nHost: a\r\nX-Name: \xff\r\nConnection: close\r\n\r\n"
+        )
+    lookup, server = collector.spans
+    assert lookup.name.startswith("lookup ?xxx")
+    assert len(lookup.name) < 300
+    for span in lookup, server:
+        (told,) = span.event_attributes
+        assert told["exception.message"].startswith("\\udcffxxx")
+        assert "characters cut]" in told["exception.message"]
+        assert len(told["exception.message"]) + len(told["exception.stacktrace"]) < 100_000
+
+
 @pytest.mark.parametrize("status", [429, 500])
 async def test_what_a_collector_has_no_time_for_is_counted(
     status: int, collector: Receiver, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
