@@ -36,7 +36,7 @@ from opentelemetry.util.http import (
 
 from .exchange import Meter, NullMeter, Scope, SpanIds, Step, current_exchange, current_scope
 from .options import check_flag
-from .redaction import exception_event, in_text
+from .redaction import exception_event, in_url
 
 __all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
 
@@ -192,7 +192,7 @@ def _official_config(provider: Any) -> aiohttp.TraceConfig:
 
 
 def _shown_url(url: Any) -> str:
-    return in_text(str(url))
+    return in_url(str(url))
 
 
 class _HeldSpan:

@@ -33,6 +33,7 @@ __all__ = [
     "current_scope",
     "request_id",
     "taken",
+    "title",
     "valid",
 ]
 
@@ -46,6 +47,7 @@ MALFORMED = "_malformed"
 """The route of a request that the parser refused."""
 
 _MOST_STEPS = 50
+_LONGEST_TITLE = 256
 
 
 class SpanIds(Protocol):
@@ -358,6 +360,11 @@ def taken(waiting: deque[T]) -> Iterator[T]:
         except IndexError:
             return
         yield item
+
+
+def title(name: str) -> str:
+    """The name of a task or operation as it is shown: cut if it is long."""
+    return name if len(name) <= _LONGEST_TITLE else f"{name[:_LONGEST_TITLE]}…"
 
 
 def valid(text: str) -> str:

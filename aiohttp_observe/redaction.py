@@ -1,4 +1,4 @@
-"""What must not be shown: values whose names say that they are secret, and secrets in URLs."""
+"""What must not be shown: values whose names say that they are secret, and secrets in texts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from functools import lru_cache
 from urllib.parse import unquote_plus
 
 __all__ = [
+    "LONGEST_STACK",
+    "LONGEST_TEXT",
     "MARK",
     "SECRETS",
     "SecretNames",
     "exception_event",
     "in_query",
     "in_text",
+    "in_url",
     "is_secret",
     "secret_names",
+    "shown",
 ]
 
+LONGEST_TEXT = 16_384
+LONGEST_STACK = 65_536
+"""Characters of a text and of a stack that are shown."""
 MARK = "REDACTED"
 """Stands where a secret stood; the word of OpenTelemetry's conventions."""
 
@@ -36,7 +43,7 @@ SecretNames = Callable[[str], bool]
 
 _LONGEST_NAME = 256
 _AND_SO_ON = re.compile(r"(_(header|headers|hash|value))+$")
-_SEPARATOR = re.compile(r"[-._\s\[\]]+|(?<=[a-z0-9])(?=[A-Z])")
+_SEPARATOR = re.compile(r"[-._\s\[\]'\"]+|(?<=[a-z0-9])(?=[A-Z])")
 
 
 def secret_names(names: Iterable[str]) -> SecretNames:
@@ -63,7 +70,18 @@ is_secret = secret_names(SECRETS)
 
 def in_query(query: str) -> str:
     """A URL's query without the values of secrets."""
-    return "&".join(map(_redacted, query.split("&"))) if "=" in query else query
+    if "=" not in query:
+        return query
+    if ";" in query:  # which some take for an ampersand
+        return "".join(map(_redacted, _between_parameters.split(query)))
+    return "&".join(map(_redacted, query.split("&")))
+
+
+def in_url(url: str) -> str:
+    """A whole URL without credentials and the values of secrets."""
+    rest, hash_, fragment = url.partition("#")
+    place, question, query = rest.partition("?")
+    return _userinfo.sub(f"{MARK}@", place) + question + in_query(query) + hash_ + in_query(fragment)
 
 
 def _redacted(part: str) -> str:
@@ -72,29 +90,83 @@ def _redacted(part: str) -> str:
 
 
 # Bounded: a text without end must take no more than linear time.
-_credentials = re.compile(r"(?<=://)[^\s/?#'\"<>]{1,1024}@")
-_parameter = re.compile(r"([?&;#])([\w.%\[\]-]{1,64})=([^\s&;#'\"<>)\\]+)")
+_LONGEST_SECRET = 1100
+_between_parameters = re.compile(r"([&;])")
+_userinfo = re.compile(r"(?<=://)[^/]*@")
+_credentials = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]|'(?=[\w%@:.-])){1,1024}@")
+# The name of a parameter, or of a key as `repr` and JSON have it, or the first of a pair; and its value.
+_name = re.compile(r"""(?<![\w.%\[\]-])([\w.%\[\]-]{1,64})(?:=(?!=)|['"]:[ ]?|['"],[ ](?=b?['"]))""")
+_value = re.compile(
+    r"""b?'(?:[^'\\]|\\.)*' | b?"(?:[^"\\]|\\.)*" | (?:[^\s&;\#'"<>)\]},\\]|['"),]{1,4}(?=[\w%+/=!($*-]))+""",
+    re.VERBOSE,
+)
+_header = re.compile(
+    r"\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token)): ?[^\r\n'\"]+", re.IGNORECASE
+)
+_scheme = re.compile(r"\b(Bearer|Basic) +(?=[\w.~+/-]*\d)[\w.~+/=-]{6,}")
 
 
 def in_text(text: str) -> str:
-    """A text without what is secret in the URLs it has: credentials, and values of parameters."""
+    """A text without what is secret by its form.
+
+    That is the credentials in URLs, the values of secrets as parameters, as mappings are shown
+    and as HTTP has them in headers.
+    """
     if "://" in text and "@" in text:
         text = _credentials.sub(f"{MARK}@", text)
-    if "=" in text and ("?" in text or "#" in text):
-        text = _parameter.sub(_without_value, text)
+    if "=" in text or "'" in text or '"' in text:
+        text = _without_values(text)
+    if ":" in text:
+        text = _header.sub(rf"\1: {MARK}", text)
+    if "Bearer " in text or "Basic " in text:
+        text = _scheme.sub(rf"\1 {MARK}", text)
     return text
 
 
+def _without_values(text: str) -> str:
+    parts, at = [], 0
+    for named in _name.finditer(text):
+        if named.start() >= at and _is_named(named) and is_secret(unquote_plus(named[1])):
+            value = _value.match(text, named.end())
+            if value is not None:
+                parts += [text[at : named.end()], MARK]
+                at = value.end()
+    return "".join([*parts, text[at:]])
+
+
+def _is_named(named: re.Match[str]) -> bool:
+    """Two texts with a comma between are a name and its value in a tuple only, as headers are kept."""
+    return not named[0].endswith(", ") or "(" in named.string[max(named.start() - 3, 0) : named.start()]
+
+
+def shown(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A text without what is secret in its URLs, cut with a mark if it is longer than ``longest``."""
+    if len(text) <= longest:
+        return in_text(text)
+    # A secret that the cut goes through is recognised by what follows.
+    return f"{in_text(text[: longest + _LONGEST_SECRET])[:longest]}… [{len(text) - longest} characters cut]"
+
+
 def exception_event(exc: BaseException) -> dict[str, str]:
-    """The attributes of a span's ``exception`` event, without what is secret in URLs; never raises."""
+    """The attributes of a span's ``exception`` event, without what is secret in URLs; never raises.
+
+    Bounded, since thousands of spans may wait for a collector, and valid Unicode, or the
+    exporter would leave them out.
+    """
     kind = type(exc)
     builtin = kind.__module__ == "builtins"
     return {
         "exception.type": kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}",
-        "exception.message": in_text(_rendered(lambda: str(exc))),
-        "exception.stacktrace": in_text(_rendered(lambda: "".join(traceback.format_exception(exc)))),
+        "exception.message": _sendable(_rendered(lambda: str(exc)), LONGEST_TEXT),
+        "exception.stacktrace": _sendable(
+            _rendered(lambda: "".join(traceback.format_exception(exc))), LONGEST_STACK
+        ),
         "exception.escaped": "False",
     }
+
+
+def _sendable(text: str, longest: int) -> str:
+    return shown(text, longest).encode("utf-8", "backslashreplace").decode()
 
 
 def _rendered(render: Callable[[], str]) -> str:
@@ -102,8 +174,3 @@ def _rendered(render: Callable[[], str]) -> str:
         return render()
     except Exception as exc:  # a repr or __str__ of the service's that raises
         return f"[not rendered: {type(exc).__name__}]"
-
-
-def _without_value(found: re.Match[str]) -> str:
-    before, name, _ = found.groups()
-    return f"{before}{name}={MARK}" if is_secret(unquote_plus(name)) else found.group()

@@ -34,6 +34,7 @@ class ReceivedSpan:
     attributes: dict[str, Any]
     resource: dict[str, Any]
     events: tuple[str, ...]
+    event_attributes: tuple[dict[str, Any], ...]
 
 
 class Receiver:
@@ -133,6 +134,7 @@ def _received(request: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]:
                     attributes=_plain(span.attributes),
                     resource=resource,
                     events=tuple(event.name for event in span.events),
+                    event_attributes=tuple(_plain(event.attributes) for event in span.events),
                 )
 
 

@@ -354,13 +354,15 @@ def _judge(
         ("in flight, the one that asks", last["in_flight"], 1),
         ("background tasks left", last["background"], 0),
     ]
-    if clients.requests < _LONG_ENOUGH:
-        return [(name, found, wanted, found == wanted) for name, found, wanted in exact]
     bounded = [
-        ("RSS, MiB", last["rss_mib"], warm["rss_mib"] * _MOST_GROWTH),
+        ("tasks", last["tasks"], warm["tasks"] + _CLIENTS),
         ("descriptors", last["descriptors"], warm["descriptors"] + _CLIENTS),
-        ("exchanges", last["exchanges"], warm["exchanges"] + _CLIENTS),
     ]
+    if clients.requests >= _LONG_ENOUGH:
+        bounded += [
+            ("RSS, MiB", last["rss_mib"], warm["rss_mib"] * _MOST_GROWTH),
+            ("exchanges", last["exchanges"], warm["exchanges"] + _CLIENTS),
+        ]
     return [(name, found, wanted, found == wanted) for name, found, wanted in exact] + [
         (f"{name} (at most)", found, most, found <= most) for name, found, most in bounded
     ]

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
 from opentelemetry.trace import StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
+from yarl import URL
 
 from aiohttp_observe import (
     CLIENT_SESSION,
@@ -552,9 +553,11 @@ async def test_methods_that_are_not_standard_are_one(pair: Pair) -> None:
     assert pair.counted() == pair.counted(http_request_method="_OTHER") == 2
 
 
-async def test_no_secret_of_a_url_is_in_a_span(pair: Pair) -> None:
+@pytest.mark.parametrize("secret", ["hush", "it's)!hush", "a;hush&hush#hush/?hush"])
+async def test_no_secret_of_a_url_is_in_a_span(secret: str, pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
-        url = f"{pair.target}/status/200?Signature=hush".replace("//", "//user:hush@")
+        url = URL(f"{pair.target}/status/200").with_user("user").with_password(secret)
+        url = url.with_query({"Signature": secret}).with_fragment("token=hush")
         async with session.get(url, headers={"X-Token": "hush"}):
             pass
 

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -1141,6 +1142,76 @@ asyncio.run(main())
     assert (done.returncode, done.stderr) == (0, "")
     messages = [json.loads(line)["message"] for line in done.stdout.splitlines()]
     assert sorted(messages) == ["of the child 0", "of the child 1", "of the child 2", "of the parent"]
+
+
+def test_a_process_of_multiprocessing_writes_what_it_has_logged() -> None:
+    done = run_python("""
+import asyncio, logging, multiprocessing
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def main():
+    app = web.Application()
+    setup_observability(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    logging.info("of the parent")
+    child = multiprocessing.get_context("fork").Process(target=logging.info, args=("of the child",))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    await runner.cleanup()
+
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+asyncio.run(main())
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    messages = [json.loads(line)["message"] for line in done.stdout.splitlines()]
+    assert sorted(messages) == ["of the child", "of the parent"]
+
+
+def test_a_disk_that_was_full_for_a_while_has_whole_lines_and_what_is_left_out_is_counted(
+    tmp_path: Path,
+) -> None:
+    """A limit on the size of files stands in for the disk."""
+    path = tmp_path / "log"
+    done = run_python(
+        """
+import asyncio, logging, resource, sys
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from aiohttp_observe import Logs, Metrics, setup_observability
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def written(handler):
+    assert handler.writer.flush(20)
+
+async def main():
+    registry, app = CollectorRegistry(), web.Application()
+    with open(sys.argv[1], "w") as log:
+        setup_observability(app, metrics=Metrics(registry=registry), logs=Logs(stream=log))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        handler = logging.getLogger().handlers[0]
+        for size in (1000, 1000, resource.RLIM_INFINITY):
+            limit(size)
+            for number in range(20):
+                logging.info("line %d", number)
+            written(handler)
+        await runner.cleanup()
+    print(registry.get_sample_value("aiohttp_observe_dropped_total", {"what": "log_lines"}))
+
+asyncio.run(main())
+""",
+        str(path),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) + float(done.stdout) == 60
+    assert 22 < len(lines) < 40
 
 
 async def test_a_log_call_from_within_the_writing_of_another_goes_through() -> None:

@@ -757,3 +757,22 @@ def test_a_set_up_that_a_registry_refuses_leaves_nothing_in_it() -> None:
     registry.unregister(theirs)
     setup_observability(web.Application(), metrics=Metrics(registry=registry))
     assert "http_server_request_duration_seconds" in {metric.name for metric in registry.collect()}
+
+
+async def test_a_name_that_is_no_unicode_or_has_no_end_costs_nobody_the_page() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with operation("lookup \udcff"):
+            await spawn(asyncio.sleep(0), name="mail \udcff" + "x" * 1_000_000)
+        return web.Response()
+
+    registry = CollectorRegistry()
+    app = application(registry)
+    app.router.add_get("/odd", handler)
+    async with serving(app) as service:
+        await service.get("/odd")
+        for headers in ({}, OPENMETRICS):
+            page = await service.get("/metrics", headers=headers)
+            assert page.status == 200
+            assert 'operation="lookup ?"' in page.text
+            assert 'name="mail ?xxx' in page.text
+            assert len(page.text) < 100_000

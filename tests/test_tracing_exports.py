@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -28,6 +29,7 @@ from aiohttp_observe import (
     operation,
     setup_observability,
 )
+from aiohttp_observe.tracing.provider import Batches
 from tests.otlp import ReceivedSpan, Receiver, receiving, receiving_in_thread
 from tests.service import Service, Witness, run_python, serving, until
 from tests.spans import Spans, ok
@@ -179,6 +181,60 @@ async def test_all_kinds_of_spans_go_there(collector: Receiver) -> None:
     server, price = spans["GET /"], spans["price"]
     assert (price.kind, price.parent_id) == ("INTERNAL", server.span_id)
     assert (server.status, server.events, price.events) == ("ERROR", ("exception",), ("exception",))
+
+
+async def test_a_span_may_end_while_another_is_taken(collector: Receiver) -> None:
+    """The garbage collector may close a generator anywhere: here in the midst of the queue's own work."""
+
+    def generate() -> Iterator[None]:
+        with operation("left alone"):
+            yield
+
+    class Collecting(deque[Any]):
+        def appendleft(self, span: Any) -> None:
+            left_alone.clear()
+            super().appendleft(span)
+
+    left_alone: list[Iterator[None]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        (batches,) = [
+            each for each in tracer.provider._active_span_processor._span_processors if type(each) is Batches
+        ]
+        batches._batch_processor._queue = Collecting(maxlen=100)
+        left_alone.append(generate())
+        next(left_alone[0])
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=None, logs=None)
+    tracer: Any = app[OBSERVABILITY].tracer
+    async with serving(app) as service:
+        await service.get("/")
+    assert {span.name for span in collector.spans} == {"left alone", "GET /"}
+
+
+async def test_what_a_span_says_of_an_exception_is_bounded_and_can_be_sent(collector: Receiver) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        with operation("lookup \udcff" + "x" * 1000):
+            raise LookupError(request.headers["X-Name"] + "x" * 1_000_000)
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=None, logs=None)
+    async with serving(app) as service:
+        await service.exchange_bytes(
+            b"GET / HTTP/1.1\r\nHost: a\r\nX-Name: \xff\r\nConnection: close\r\n\r\n"
+        )
+    lookup, server = collector.spans
+    assert lookup.name.startswith("lookup ?xxx")
+    assert len(lookup.name) < 300
+    for span in lookup, server:
+        (told,) = span.event_attributes
+        assert told["exception.message"].startswith("\\udcffxxx")
+        assert "characters cut]" in told["exception.message"]
+        assert len(told["exception.message"]) + len(told["exception.stacktrace"]) < 100_000
 
 
 @pytest.mark.parametrize("status", [429, 500])

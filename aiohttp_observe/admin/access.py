@@ -19,13 +19,20 @@ _FORWARDING = {
     "cdn-loop",
     "front-end-https",
     "via",
+    "x-cloud-trace-context",
     "x-host",
     "x-http-host-override",
+    "x-rewrite-url",
     "x-scheme",
     "x-varnish",
 }
-_FORWARDING_PREFIXES = ("cf-", "x-origin", "x-envoy-", "x-azure-", "x-appengine-", "x-amz", "x-arr-")
-_FORWARDING_WORDS = ("-via", "client-ip", "forward", "proxy", "real-ip", "remote-addr", "remote-ip")
+_FORWARDING_PREFIXES = (
+    "akamai-", "cf-", "fastly-", "fly-", "x-amz", "x-appengine-", "x-arr-", "x-azure-", "x-envoy-", "x-nf-",
+    "x-origin", "x-vercel-",
+)  # fmt: skip
+_FORWARDING_WORDS = ("-via", "forward", "proxy")
+_FORWARDING_NAMES = ("clientip", "realip", "remoteaddr", "remoteip", "remoteuser", "realhost")
+"""Written with hyphens or without."""
 _OCTET = r"\.(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _loopback_host = re.compile(
     rf"(?:localhost|127(?:{_OCTET}){{3}}|\[::1\])(?::\d{{1,5}})?", re.IGNORECASE | re.ASCII
@@ -144,6 +151,7 @@ def _forwards(header: str) -> bool:
         header in _FORWARDING
         or header.startswith(_FORWARDING_PREFIXES)
         or any(word in header for word in _FORWARDING_WORDS)
+        or any(name in header.replace("-", "") for name in _FORWARDING_NAMES)
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..exchange import Exchange
 from ..incidents import Incidents
+from ..tasks import title_of
 from .context import birthplace, born_in, coro_of, is_supervised, kind_of, raised_in, task_of
 from .line import log_failure
 from .listener import Listener, concerned
@@ -114,7 +115,7 @@ def _keep(incidents: Incidents, context: dict[str, Any], exchange: Exchange | No
         exception=None if exc is None else type(exc).__qualname__,
         coro=None if task is None else coro_of(task),
         frame=raised_in(exc) or (None if task is None else birthplace(task)),
-        task=None if task is None else task.get_name(),
+        task=None if task is None else title_of(task),
         request_id=None if exchange is None else exchange.request_id,
         trace_id=None if exchange is None else exchange.trace_id,
     )

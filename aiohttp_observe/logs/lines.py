@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import traceback
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import islice
@@ -14,14 +15,15 @@ from typing import Any
 
 import orjson
 
-from ..redaction import MARK, SECRETS, SecretNames, in_text, secret_names
+from ..redaction import LONGEST_STACK, LONGEST_TEXT, MARK, SECRETS, SecretNames, secret_names, shown
 from .context import IDS, context_of, ids_of, own_message
 
-__all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "to_json", "to_text"]
+__all__ = ["JsonFormatter", "line_of", "named_apart", "to_json", "to_text"]
 
-_LONGEST_TEXT = 16_384
 _LONGEST_KEY = 256
-_LONGEST_STACK = 65_536
+_LONGEST_FIELDS = 131_072
+_ITEM = 16
+"""Characters of all bound, or all ``extra``, fields of a line, and of each value besides its own."""
 _DEEPEST = 6
 _MOST_ITEMS = 256
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)
@@ -35,6 +37,7 @@ _LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception", 
 _COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
 _JSON_ESCAPES = str.maketrans({chr(code): f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)})
 """What JSON allows raw in a text but some reader takes for a line's end or a terminal's command."""
+_surrogate = re.compile("[\ud800-\udfff]")
 _TOLD_BY_MESSAGE = frozenset(
     (
         "http.request.method",
@@ -66,38 +69,75 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def plain(value: Any, is_secret: SecretNames, depth: int = 0) -> Any:
-    """``value`` as bounded plain data that any encoder takes, without secrets; never raises."""
-    kind = type(value)
-    if kind is str:
-        return in_text(_clip(value, _LONGEST_TEXT))
-    if value is None or kind is bool:
-        return value
-    if kind is int:
-        return value if -(2**63) <= value < 2**64 else _clip(hex(value), _LONGEST_TEXT)
-    if kind is float:
-        return value if isfinite(value) else str(value)
-    if depth < _DEEPEST:
-        try:
-            return _plain_container(value, is_secret, depth)
-        except Exception as exc:  # a lazy proxy, say, or a mapping that changes meanwhile
-            return f"<{kind.__name__}: reading it raised {type(exc).__name__}>"
-    # Too deep to look into: a secret may be in it.
-    return f"<{kind.__name__}: too deep>" if isinstance(value, _CONTAINERS) else _plain_text(value)
+class _Fields:
+    """Makes values plain data that any encoder takes, without secrets, bounded together; never raises."""
+
+    def __init__(self, is_secret: SecretNames) -> None:
+        self._is_secret = is_secret
+        self._room = _LONGEST_FIELDS
+
+    def named(self, name: str, value: Any, depth: int = 0) -> Any:
+        """The value of a field or key."""
+        self._room -= len(name)
+        return MARK if self._is_secret(name) else self._plain(value, depth)
+
+    def _plain(self, value: Any, depth: int) -> Any:
+        self._room -= _ITEM
+        kind = type(value)
+        if kind is str:
+            return self._text(value)
+        if value is None or kind is bool:
+            return value
+        if kind is int:
+            return value if -(2**63) <= value < 2**64 else self._text(hex(value))
+        if kind is float:
+            return value if isfinite(value) else str(value)
+        if depth < _DEEPEST:
+            try:
+                return self._container(value, depth)
+            except Exception as exc:  # a lazy proxy, say, or a mapping that changes meanwhile
+                return f"<{kind.__name__}: reading it raised {type(exc).__name__}>"
+        # Too deep to look into: a secret may be in it.
+        return f"<{kind.__name__}: too deep>" if isinstance(value, _CONTAINERS) else self._text(_text(value))
+
+    def _text(self, text: str) -> str:
+        told = shown(text, max(0, min(LONGEST_TEXT, self._room)))
+        self._room -= len(told)
+        return told
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth)
+        if isinstance(value, tuple) and value:
+            if isinstance(getattr(value, "_fields", None), tuple):  # a named one
+                return self._mapping(dict(zip(value._fields, value, strict=True)), depth)  # type: ignore[attr-defined]
+            if len(value) == 2 and isinstance(value[0], (str, bytes)):  # a header, most likely
+                name = _clip(_text(value[0]), _LONGEST_KEY)
+                return [name, self.named(name, value[1], depth + 1)]
+        if isinstance(value, (list, tuple, set, frozenset)):
+            items = [self._plain(item, depth + 1) for item in self._while_there_is_room(value)]
+            return items if len(items) == len(value) else [*items, _cut(len(value) - len(items))]
+        return self._text(_text(value))
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        found, seen = {}, 0
+        for key, item in self._while_there_is_room(value.items()):
+            name = _clip(_text(key), _LONGEST_KEY)
+            found[name] = self.named(name, item, depth + 1)
+            seen += 1
+        if seen < len(value):
+            found["…"] = _cut(len(value) - seen)
+        return found
+
+    def _while_there_is_room(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in islice(items, _MOST_ITEMS):
+            if self._room <= 0:
+                return
+            yield item
 
 
-def _plain_container(value: Any, is_secret: SecretNames, depth: int) -> Any:
-    if isinstance(value, Mapping):
-        items = islice(value.items(), _MOST_ITEMS)
-        named = ((_clip(_text(key), _LONGEST_KEY), item) for key, item in items)
-        return {key: MARK if is_secret(key) else plain(item, is_secret, depth + 1) for key, item in named}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item, is_secret, depth + 1) for item in islice(value, _MOST_ITEMS)]
-    return _plain_text(value)
-
-
-def _plain_text(value: Any) -> str:
-    return in_text(_clip(_text(value), _LONGEST_TEXT))
+def _cut(items: int) -> str:
+    return f"… [{items} items cut]"
 
 
 def _text(value: Any) -> str:
@@ -116,9 +156,13 @@ def to_json(line: dict[str, Any]) -> str:
     line["timestamp"] = timestamp(line["timestamp"])
     try:
         text = orjson.dumps(line).decode()
-    except TypeError:  # a lone surrogate
-        return json.dumps(line)
+    except TypeError:  # a lone surrogate, which not every reader takes even as an escape
+        text = _surrogate.sub(_written_out, json.dumps(line, ensure_ascii=False))
     return text if text.isascii() else text.translate(_JSON_ESCAPES)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return f"\\\\u{ord(found.group()):04x}"
 
 
 def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
@@ -150,9 +194,9 @@ def _shown(value: Any) -> str:
 def message_of(record: logging.LogRecord) -> str:
     """The record's message; what is wrong with it instead of an exception."""
     try:
-        return in_text(_clip(own_message(record), _LONGEST_TEXT))
+        return shown(own_message(record))
     except Exception as exc:
-        return f"{_plain_text(record.msg)} [arguments don't fit: {type(exc).__name__}]"
+        return f"{shown(_text(record.msg))} [arguments don't fit: {type(exc).__name__}]"
 
 
 def exception_of(record: logging.LogRecord) -> dict[str, str] | None:
@@ -166,8 +210,8 @@ def exception_of(record: logging.LogRecord) -> dict[str, str] | None:
         "type": _clip(
             kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}", _LONGEST_KEY
         ),
-        "message": _plain_text(exc),
-        "stacktrace": in_text(_clip(_stack(info), _LONGEST_STACK)),
+        "message": shown(_text(exc)),
+        "stacktrace": shown(_stack(info), LONGEST_STACK),
     }
 
 
@@ -185,7 +229,7 @@ def _extras_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, A
     for key, value in record.__dict__.items():
         if key in _RESERVED or (key in bound and value is bound[key]):
             continue
-        if not str(key).startswith("_") and (value is not None or key not in IDS):
+        if not _text(key).startswith("_") and (value is not None or key not in IDS):
             extras[key] = value
     return named_apart(extras, is_secret)
 
@@ -197,11 +241,10 @@ def named_apart(
 
     A name that the line uses itself, or that is ``used``, gets an underscore at its end.
     """
-    named = {}
+    named, all_fields = {}, _Fields(is_secret)
     for name, value in fields.items():
-        key = _clip(str(name), _LONGEST_KEY)
-        shown = MARK if is_secret(key) else plain(value, is_secret)
-        named[f"{key}_" if key in _LINE_KEYS or key in used else key] = shown
+        key = _clip(_text(name), _LONGEST_KEY)
+        named[f"{key}_" if key in _LINE_KEYS or key in used else key] = all_fields.named(key, value)
     return named
 
 
@@ -228,7 +271,7 @@ def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]
     if exception is not None:
         line["exception"] = exception
     if record.stack_info:
-        line["stack_info"] = in_text(_clip(record.stack_info, _LONGEST_STACK))
+        line["stack_info"] = shown(record.stack_info, LONGEST_STACK)
     return line
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import selectors
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,6 +25,7 @@ __all__ = ["Writer", "WriterHandler"]
 _BATCH_DELAY = 0.02
 """Seconds a first line waits for company: one wake-up and one write for many lines."""
 _BATCH = 500
+_CHILD_FLUSH_SECONDS = 2.0
 
 _writers: WeakSet[Writer] = WeakSet()
 
@@ -36,6 +38,13 @@ def _hear_of_forks() -> None:
 def _renew_all() -> None:
     for writer in _writers:
         writer._renew()
+
+
+def _flush_at_end_of_child(writer: Writer) -> None:
+    """A process of multiprocessing ends without what `logging` does at the interpreter's exit."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and sys.modules["multiprocessing.process"].parent_process() is not None:
+        util.Finalize(None, writer.flush, (_CHILD_FLUSH_SECONDS,), exitpriority=0)
 
 
 def _take(waiting: SimpleQueue[Any], most: int) -> Iterator[Any]:
@@ -66,6 +75,7 @@ class Writer:
         """In a forked child: the thread, and what it was to write, are the parent's."""
         # A lock among the lines is released once all before it is written.
         self._waiting: SimpleQueue[Any] = SimpleQueue()
+        self._torn = b""
         self._closed = False
         self._thread: threading.Thread | None = None
         self._starting = Lock()
@@ -97,6 +107,7 @@ class Writer:
         while self._is_writing() and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         left = sum(isinstance(item, str) for item in _take(self._waiting, self._waiting.qsize()))
+        left += bool(self._torn)
         if left:
             self.dropped(left)
 
@@ -110,6 +121,7 @@ class Writer:
                     thread = threading.Thread(target=self._run, name="aiohttp-observe-log", daemon=True)
                     thread.start()
                     self._thread = thread
+                    _flush_at_end_of_child(self)
             finally:
                 self._starting.release()
 
@@ -127,42 +139,58 @@ class Writer:
                 return
 
     def _write(self, lines: list[str]) -> None:
-        if lines and not self._written("\n".join(lines) + "\n"):
-            self.dropped(len(lines))
+        if not lines:
+            return
+        data = self._torn + _encoded(self._stream, "\n".join(lines) + "\n")
+        self._torn = b""
+        left = _unwritten(self._stream, data)
+        if left:
+            self._give_up(lines, left)
 
-    def _written(self, text: str) -> bool:
-        try:
-            _write_to(self._stream, text)
-        except Exception:  # a closed pipe, a full disk: there is nobody left to tell but the counter
-            return False
-        return True
+    def _give_up(self, lines: list[str], left: bytes) -> None:
+        """Drop the lines of which nothing is written; one that is torn is completed before the next."""
+        size, dropped = len(left), 0
+        for line in reversed(lines):
+            of_line = len(_encoded(self._stream, line + "\n"))
+            if of_line > size:
+                break
+            size -= of_line
+            dropped += 1
+        self._torn = left[:size]
+        self.dropped(dropped)
 
 
-def _write_to(stream: TextIO, text: str) -> None:
-    """Write to ``stream``, past its buffer if it has a descriptor.
+def _encoded(stream: TextIO, text: str) -> bytes:
+    """What the stream's encoding lacks is escaped."""
+    return text.encode(_encoding(stream), "backslashreplace")
+
+
+def _encoding(stream: TextIO) -> str:
+    return getattr(stream, "encoding", None) or "utf-8"
+
+
+def _unwritten(stream: TextIO, data: bytes) -> bytes:
+    """Write to ``stream``, past its buffer if it has a descriptor; returns what couldn't be written.
 
     The buffer has a lock, and a thread that is stuck in a full pipe with that lock makes the
-    interpreter abort when it flushes the stream at its end.  What the stream's encoding lacks
-    is escaped.
+    interpreter abort when it flushes the stream at its end.
     """
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    data = text.encode(encoding, "backslashreplace")
-    try:
-        descriptor = stream.fileno()
-    except (AttributeError, OSError):  # in memory
-        stream.write(data.decode(encoding))
-        stream.flush()
-    else:
-        _write_all(descriptor, data)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
-    while left:
+    try:
         try:
-            left = left[os.write(descriptor, left) :]
-        except BlockingIOError:  # somebody has made the descriptor non-blocking
-            _wait_until_writable(descriptor)
+            descriptor = stream.fileno()
+        except (AttributeError, OSError):  # in memory
+            stream.write(data.decode(_encoding(stream)))
+            stream.flush()
+            return b""
+        while left:
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:  # somebody has made the descriptor non-blocking
+                _wait_until_writable(descriptor)
+    except Exception:  # a closed pipe, a full disk: there is nobody left to tell but the counter
+        pass
+    return bytes(left)
 
 
 def _wait_until_writable(descriptor: int) -> None:

@@ -20,7 +20,7 @@ from ..incidents import SpanPlace
 from ..tasks.model import Frame
 from ..tasks.places import own_line, place_of
 from ..tasks.threads import caller_of, innermost_frames
-from ..tasks.tracker import exchange_of, number_of
+from ..tasks.tracker import exchange_of, number_of, title_of
 from . import pulse
 
 __all__ = ["LoopThread", "Sighting", "Usage"]
@@ -151,7 +151,7 @@ def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, in_call:
     return Sighting(
         place=own_line(stack) or stack[0],
         task=None if task is None else number_of(task),
-        task_name=None if task is None else task.get_name(),
+        task_name=None if task is None else title_of(task),
         request=None if exchange is None else f"{exchange.method} {exchange.route}",
         request_id=None if exchange is None else exchange.request_id,
         trace_id=None if exchange is None else exchange.trace_id,

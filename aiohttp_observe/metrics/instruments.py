@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
-from ..exchange import OTHER, Exchange, SpanIds
+from ..exchange import OTHER, Exchange, SpanIds, title, valid
 from .scraped import AtScrape
 from .tally import Observe
 
@@ -38,7 +38,10 @@ _EXEMPLAR_INTERVAL = 1.0
 
 
 class _Bounded:
-    """Lets the first ``limit`` different values through; every later one becomes ``_other``."""
+    """Lets the first ``limit`` different values through; every later one becomes ``_other``.
+
+    One that isn't valid Unicode would cost the scraper the whole page.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -50,7 +53,7 @@ class _Bounded:
             return known
         if len(self._known) >= self._limit:
             return OTHER
-        return self._known.setdefault(value, value)
+        return self._known.setdefault(value, valid(title(value)))
 
 
 class Timed:

@@ -63,6 +63,7 @@ from .tracker import (
     exchange_of,
     name_operation,
     number_of,
+    title_of,
 )
 from .tree import Tree, tree_lines, tree_of, tree_pieces, tree_text, tree_to_dict
 from .waits import register_wait_kind
@@ -106,6 +107,7 @@ __all__ = [
     "stack_of",
     "suspended_for",
     "take_snapshot",
+    "title_of",
     "to_dict",
     "to_json",
     "tree_lines",

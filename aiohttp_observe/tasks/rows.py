@@ -11,7 +11,7 @@ from .model import Served, TaskInfo, Wait
 from .places import Places
 from .seen import Seen
 from .stacks import Reading
-from .tracker import birth_of, number_of, operation_of
+from .tracker import birth_of, number_of, operation_of, title_of
 from .warnings import Circumstances, is_orphan, warnings_of
 
 __all__ = ["Rows"]
@@ -34,7 +34,7 @@ class Rows:
         request, trace_id = (None, None) if exchange is None else self._request(exchange)
         return TaskInfo(
             number_of(task),
-            task.get_name(),
+            title_of(task),
             seen.coro,
             seen.state,
             None if reading is None else self._wait(reading),

@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from ..exchange import CURRENT, Exchange
+from ..exchange import CURRENT, Exchange, title
 from .model import Frame
 from .places import is_library, place_of
 
@@ -34,6 +34,7 @@ __all__ = [
     "name_operation",
     "number_of",
     "operation_of",
+    "title_of",
 ]
 
 TaskFactory = Callable[..., Any]
@@ -312,6 +313,11 @@ def operation_of(task: asyncio.Future[Any]) -> str | None:
     """The operation it is in."""
     name: str | None = getattr(task, "_observe_operation", None)
     return name
+
+
+def title_of(task: asyncio.Task[Any]) -> str:
+    """A task's name as it is shown."""
+    return title(task.get_name())
 
 
 def number_of(thing: Any) -> int:

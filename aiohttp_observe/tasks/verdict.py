@@ -13,7 +13,7 @@ from .model import Blocked, Finding, Frame, LoopState, Resource
 from .places import own_line
 from .resources import Meetings
 from .suspension import outbound_call
-from .tracker import age_of, exchange_of, is_adopted, number_of
+from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
 
 __all__ = ["findings"]
 
@@ -65,7 +65,7 @@ def _by(blocked: Blocked, running: asyncio.Task[Any] | None) -> str:
     if blocked.request_id is not None:
         return f" by request {blocked.request_id}"
     if running is not None and number_of(running) == blocked.task:
-        return f" by task {running.get_name()}"
+        return f" by task {title_of(running)}"
     return ""
 
 
@@ -134,7 +134,7 @@ class _Verdict:
         """Who it is, since when if that says more than how long it has held, and what it waits for."""
         task = self._meetings.tasks[number]
         exchange = exchange_of(task)
-        who = f"task {task.get_name()}"
+        who = f"task {title_of(task)}"
         if exchange is not None:
             who += f" (request {exchange.request_id})"
         age = age_of(task)
@@ -153,7 +153,7 @@ class _Verdict:
     def _name_of(self, number: int) -> str:
         task = self._meetings.tasks[number]
         exchange = exchange_of(task) if is_adopted(task) else None
-        return task.get_name() + ("" if exchange is None else f" ({exchange.method} {exchange.route})")
+        return title_of(task) + ("" if exchange is None else f" ({exchange.method} {exchange.route})")
 
 
 def _leak(crowd: Growing) -> Finding:

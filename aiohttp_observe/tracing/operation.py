@@ -14,7 +14,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from ..exchange import current_exchange, current_scope
+from ..exchange import current_exchange, current_scope, title, valid
 from ..options import check_instance
 from ..tasks import name_operation
 from .span import fail
@@ -41,7 +41,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
 
     def __init__(self, name: str, /, **attributes: Any) -> None:
         check_instance("operation(name)", name, str)
-        self._name = name
+        self._name = valid(title(name))
         self._attributes = attributes
 
     def __enter__(self) -> Span:

@@ -128,7 +128,7 @@ class Batches(BatchSpanProcessor):
     def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
         super().__init__(exporter)
         self._meter = meter
-        self._taking = threading.Lock()
+        self._taking = threading.RLock()  # a finalizer may end a span in the midst of it
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context and span.context.trace_flags.sampled:

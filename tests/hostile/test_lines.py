@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -131,14 +133,66 @@ async def test_outside_of_requests_a_bound_id_is_the_only_one() -> None:
 
 
 async def test_a_field_whose_name_is_no_text_costs_no_line() -> None:
-    output = await written_by(lambda: shop.info("here", extra={1: 2}))  # type: ignore[dict-item]
-    assert output.of("shop")[0]["1"] == 2
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise LookupError
+
+    fields: Any = {1: 2, Unspeakable(): 3}
+    output = await written_by(lambda: shop.info("here", extra=fields))
+    (line,) = output.of("shop")
+    assert line["1"] == 2
+    assert line["<Unspeakable: str() raised LookupError>"] == 3
+
+
+TOO_MUCH: dict[str, Any] = {
+    "texts": [["y" * 16_000] * 256] * 256,
+    "numbers": [[[0] * 256] * 256] * 256,
+    "empty lists": [[[[]] * 256] * 256] * 256,
+    "keys": {f"{number}" + "k" * 250: [{"v" * 250: None}] * 256 for number in range(256)},
+}
+
+
+@pytest.mark.parametrize("value", TOO_MUCH.values(), ids=TOO_MUCH)
+async def test_a_field_without_end_is_cut_with_a_mark(value: Any) -> None:
+    def work() -> None:
+        bind(bound=value)
+        shop.info("here", extra={"extra": value, "last": 1})
+
+    (line,) = (await written_by(work)).of("shop")
+    assert len(json.dumps(line)) < 600_000
+    assert line["last"] == 1
+    assert "items cut]" in str(line["extra"])
+    assert "items cut]" in str(line["bound"])
+
+
+async def test_a_long_list_says_that_it_is_cut() -> None:
+    fields = {"list": list(range(1000)), "mapping": {str(number): 1 for number in range(1000)}}
+    (line,) = (await written_by(lambda: shop.info("here", extra=fields))).of("shop")
+    assert line["list"][255:] == [255, "… [744 items cut]"]
+    assert line["mapping"]["…"] == "… [744 items cut]"
+
+
+async def test_a_lone_surrogate_is_written_out_for_readers_who_take_none() -> None:
+    def work() -> None:
+        shop.info("\ud800\u2028 🫖", extra={"\udfff": "\udc80"})
+
+    text = (await written_by(work)).getvalue().splitlines()[0]
+    line = orjson.loads(text)
+    assert line["message"] == "\\ud800\u2028 🫖"
+    assert line["\\udfff"] == "\\udc80"
 
 
 # Secrets
 
 
 SECRET = "hunter2"
+
+
+class User(NamedTuple):
+    name: str
+    password: str
+
+
 HIDDEN: list[dict[str, Any]] = [
     {"password": SECRET},
     {"PassWord": SECRET},
@@ -155,6 +209,12 @@ HIDDEN: list[dict[str, Any]] = [
     {"url": f"https://user:{SECRET}@host/path"},
     {"url": f"https://host/path?a=b&Signature={SECRET}&c=d"},
     {"url": f"https://host/path?access_token={SECRET}#x"},
+    {"user": User("bob", SECRET)},
+    {"users": [User("bob", SECRET)]},
+    {"user": SimpleNamespace(name="bob", password=SECRET)},
+    {"headers": {b"Authorization": SECRET}},
+    {"headers": [("Authorization", SECRET), ("Host", "a")]},
+    {"headers": ((b"Authorization", SECRET.encode()),)},
 ]
 
 
@@ -210,6 +270,17 @@ def test_names_that_cannot_be_are_refused(redact: Any) -> None:
         f"https://host/?a=b&%53ignature={SECRET}",
         f"https://{SECRET}@host/",
         f"https://user:p@{SECRET}@host/",
+        f"https://user:it's{SECRET}@host/",
+        f"https://host/?token=it's)!{SECRET}",
+        f"https://host/?a=b;token={SECRET}",
+        "x" * 16_365 + f"https://user:{SECRET}@host/",
+        f"host=db user=app password={SECRET} dbname=shop",
+        f"headers: {{'Authorization': 'Bearer {SECRET}', 'Host': 'a'}}",
+        f"headers: [('Cookie', 'a={SECRET}')] ((b'Cookie', b'{SECRET}'),)",
+        f'{{"password": "{SECRET}", "user": {{"token":"{SECRET}"}}}}',
+        f"Authorization: Bearer {SECRET}",
+        f"Set-Cookie: a=b; session={SECRET}; HttpOnly",
+        f"refused Bearer {SECRET}",
     ],
 )
 async def test_a_secret_in_a_url_is_told_neither_by_message_nor_by_exception(text: str) -> None:
@@ -229,8 +300,17 @@ async def test_a_secret_in_a_url_is_told_neither_by_message_nor_by_exception(tex
     assert written.count("REDACTED") >= 3
 
 
-async def test_what_looks_like_an_address_is_left_alone() -> None:
-    text = "write to me@example.com, see https://example.com/a@b?page=2&sort=name or a?b=c"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "write to me@example.com, see https://example.com/a@b?page=2&sort=name or a?b=c",
+        "unexpected token: }",
+        "if token == other: token = other",
+        "token_count=5, author=me, {'a': 'token', 'b': 1}",
+        "Basic authentication failed; no Bearer scheme",
+    ],
+)
+async def test_what_only_looks_like_a_secret_is_left_alone(text: str) -> None:
     assert (await written_by(lambda: shop.info(text))).of("shop")[0]["message"] == text
 
 

@@ -77,3 +77,10 @@ async def test_odd_names_break_nothing(hostile: str) -> None:
     async with suspended(hold(lock), *(want(lock) for _ in range(12))) as tasks:
         tasks[0].set_name(hostile)
         assert hostile in finding("held").sentence
+
+
+async def test_a_name_without_end_is_cut() -> None:
+    async with suspended(asyncio.sleep(60)) as (task,):
+        task.set_name("?" + "x" * 1_000_000)
+        (name,) = [each.name for each in take_snapshot().tasks if each.name.startswith("?x")]
+    assert name == "?" + "x" * 255 + "…"
