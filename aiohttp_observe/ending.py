@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 from aiohttp import web
@@ -10,11 +11,13 @@ from aiohttp import web
 from .exchange import Exchange
 from .websockets import uncount
 
-__all__ = ["has_begun", "has_lost", "is_complete", "result_of", "tell_end"]
+__all__ = ["has_begun", "has_lost", "is_complete", "is_cut_short", "result_of", "tell_end"]
 
 _CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
+_NO_CLOSE_FRAME = 1006
+"""RFC 6455, 7.1.5; a handler that is cancelled, or raises, leaves its socket without a code."""
 _CLIENT_CLOSED_REQUEST = 499
 _LEFT = ("CancelledError", "ConnectionResetError", "ClientConnectionResetError", "BrokenPipeError")
 """How a websocket's handler hears that its client has left."""
@@ -37,7 +40,7 @@ def tell_end(
     status = exchange.status
     if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
         if exchange.websocket is not None:
-            exchange.websocket.close_code = getattr(response, "close_code", None)
+            exchange.websocket.close_code = getattr(response, "close_code", None) or _NO_CLOSE_FRAME
             uncount(response)
         exchange.error_type = None if gone and failure in _LEFT else failure
     elif gone:
@@ -45,7 +48,16 @@ def tell_end(
     elif failure is not None:
         exchange.error_type = failure
     elif status is not None and status >= 500:
-        exchange.error_type = error or str(status)
+        exchange.error_type = _being_handled() or error or str(status)
+
+
+def _being_handled() -> str | None:
+    """What aiohttp answers with a 500 or 504, known while it tells the access logger.
+
+    That is what left the outermost middleware, which may be another than ours.
+    """
+    exc = sys.exc_info()[1]
+    return None if exc is None or isinstance(exc, web.HTTPException) else type(exc).__qualname__
 
 
 def has_begun(response: Any) -> bool:
@@ -62,6 +74,11 @@ def has_lost(request: web.BaseRequest) -> bool:
 def is_complete(response: Any) -> bool:
     """Whether all of ``response`` was sent within its handler: a stream or websocket that was ended."""
     return getattr(response, "_eof_sent", None) is True
+
+
+def is_cut_short(response: Any) -> bool:
+    """Whether aiohttp, which is done with ``response``, couldn't send all of it."""
+    return getattr(response, "_eof_sent", None) is False
 
 
 def result_of(task: asyncio.Task[Any]) -> tuple[Any, bool, str | None]:

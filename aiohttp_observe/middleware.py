@@ -3,8 +3,8 @@
 A request has two ends.  The middleware sees its handler return or raise; later, after the
 last byte, it is known which status was really sent (504 for an escaped ``TimeoutError``, 500
 for a crash) and whether the client was still there.  aiohttp tells that to the access logger,
-which is ours if logs are on; else, and when a task is cancelled, a done-callback on the
-request's own task learns it.  Observers hear ``finished`` from there.
+which is ours if logs are on; else, and where it may not be told, a done-callback on the request's
+own task learns it.  Observers hear ``finished`` from there.
 
 The context variables set here are never reset: aiohttp writes its "Error handling request"
 line in the same task after the middlewares have returned, and a reset would strip the ids
@@ -27,7 +27,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from .ending import has_begun, has_lost, is_complete, result_of, tell_end
+from .ending import has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
 from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, taken, valid
 from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
@@ -41,6 +41,8 @@ _SETTLE_DELAY = 0.02
 """Requests, and seconds, after which what they left for later is done."""
 _SENT_AT_ONCE = 0.01
 """Seconds in which a response may well have been sent without waiting for anybody."""
+_SMALL = 65_536
+"""Bytes that a transport takes without having anybody wait."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _METHODS = {
     name: name
@@ -79,13 +81,15 @@ class Recorder:
     ``observers`` are pairs of a name and an object with any of the `RequestHooks`.  A hook
     that raises is logged once per observer and exception type and counted always; the
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
-    ``unsettled`` are the requests that have ended since `settle`.
+    ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``: whether
+    there are ``on_response_prepare`` signals that may fail besides ours.
     """
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.in_flight: dict[Exchange, Flight] = {}
         self.hears_of_ends = False
+        self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
         self._stopping = False
         self._complaints: set[tuple[str, type]] = set()
@@ -127,13 +131,16 @@ class Recorder:
             self._tell_started(flight, request)
             if self.adapt is not None:
                 handler = self.adapt(handler)
+            response = None
             try:
-                return await drive(handler, request, flight)
+                response = await drive(handler, request, flight)
+                return response
             except BaseException as exc:
                 flight.raised(exc)
                 raise
             finally:
-                if not self.hears_of_ends or flight.error == "CancelledError":
+                # aiohttp doesn't tell the access logger of a task that is cancelled or fails as it sends.
+                if not self.hears_of_ends or flight.error is not None or not _is_small(response):
                     flight.task.add_done_callback(flight.landed)
 
         return observe
@@ -160,19 +167,19 @@ class Recorder:
                 self.complain(name, exc)
 
     def _exchange_from_outside(self, request: web.Request) -> Exchange:
-        """Of a request that isn't being handled in this task.
+        """Of a request that isn't being handled in this task, which is its own.
 
-        Some middleware outside ours has it handled in another task, or aiohttp has refused
-        its ``Expect`` before any middleware was called.
+        Some middleware outside ours has it handled in another task, or answers it, or aiohttp
+        has refused its ``Expect`` before any middleware was called.
         """
-        for flight in self.in_flight.values():
-            if flight.request is request:
-                return flight
-        exchange = Flight(self, request)
-        exchange.let_go()
-        CURRENT.set(exchange)
-        self._tell_started(exchange, request)
-        return exchange
+        known = [flight for flight in self.in_flight.values() if flight.request is request]
+        flight = known[0] if known else Flight(self, request)
+        CURRENT.set(flight)
+        flight.land_with_this_task()
+        if not known:
+            self.in_flight[flight] = flight
+            self._tell_started(flight, request)
+        return flight
 
     async def stop(self, app: web.Application) -> None:
         """The ``on_shutdown`` signal: from here on the server may cut requests short itself."""
@@ -187,13 +194,13 @@ class Recorder:
             exchange = CURRENT.get() or self._exchange_unseen(request, seconds)
             flight = self.in_flight.get(exchange)
             if flight is not None:
-                self.hears_of_ends = True
+                self.hears_of_ends = not self.others_prepare
+                # The transport may not know yet: what sends a file hears of it first.
+                flight.gone = flight.gone or is_cut_short(response)
                 if response is not flight.response:
                     response = flight.answer(response)
-                if has_lost(request):
-                    flight.gone = not is_complete(response)
                 self.end(flight, response, None)
-            elif exchange.duration is None:  # refused by the parser, or for what it expects
+            elif exchange.duration is None:  # refused by the parser
                 exchange.duration = perf_counter() - exchange.started
                 tell_end(exchange, response, gone=False, error=None, failure=None)
                 self._tell_finished(exchange)
@@ -383,15 +390,34 @@ class Flight(Exchange):
         if isinstance(error, Exception):
             self.recorder.tell_raised(self, error)
 
+    def land_with_this_task(self) -> None:
+        """The request's own is the task that runs now, not the one its handler was called in."""
+        self.task = asyncio.current_task()  # type: ignore[assignment]
+        self.task.add_done_callback(self.landed)
+
     def landed(self, task: asyncio.Task[Any]) -> None:
         """The request's own task has ended: who doesn't hear of the end otherwise learns it here."""
+        if task is not self.task or _is_handled(self.request):
+            return
         response, reset, failure = result_of(task)
-        self.gone = self.gone or reset
+        # What is cancelled while it sends has lost its client: `Recorder.end` knows of shutting down.
+        self.gone = self.gone or reset or (failure == "CancelledError" and self.error is None)
         self.recorder.end(self, self.answer(response), failure and (self.error or failure))
 
     def answer(self, returned: Any) -> Any:
         """What the client has been sent, or was being sent: of several responses, the first."""
         return self.response if returned is None or has_begun(self.response) else returned
+
+
+def _is_handled(request: web.Request) -> bool:
+    """Whether some middleware is still at it: outside ours, if its handler has returned."""
+    return getattr(request.protocol, "_current_request", None) is request
+
+
+def _is_small(response: Any) -> bool:
+    """Whether ``response`` is sent without waiting for anybody, or running code of the service."""
+    body = getattr(response, "_body", response)  # a stream, file or websocket has none; None was raised
+    return body is None or (type(body) is bytes and len(body) < _SMALL)
 
 
 def user_observers(observers: Iterable[object]) -> list[tuple[str, object]]:

@@ -204,6 +204,8 @@ class Observability:
     async def _run(self, app: web.Application) -> AsyncIterator[None]:
         """Start-up of everything; clean-up, in the opposite order, here if no other follows."""
         _refuse_nested(app)
+        apps = (app, *_nested(app))
+        self.recorder.others_prepare = sum(len(each.on_response_prepare) for each in apps) > 1
         async with AsyncExitStack() as stack:
             loop = asyncio.get_running_loop()
             SCOPE.set(self.scope)

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import OBSERVABILITY, Logs, Metrics, setup_observability
+from aiohttp_observe import OBSERVABILITY, Exchange, Logs, Metrics, request_id, setup_observability
 from tests.service import Service, Witness, serving, until
 
 LINES = ("with our access lines", "with aiohttp's")
@@ -91,6 +91,8 @@ async def test_a_websocket_that_its_client_leaves_is_no_error(
         response.connection.transport.abort()  # type: ignore[union-attr]
         exchange = await witness.next()
     assert (exchange.status, exchange.error_type) == (101, None)
+    assert exchange.websocket is not None
+    assert exchange.websocket.close_code == 1006
 
 
 async def test_what_was_sent_before_a_crash_is_counted(
@@ -165,6 +167,65 @@ async def test_a_middleware_outside_may_have_requests_handled_in_another_task(
     assert app[OBSERVABILITY].recorder.in_flight == {}
 
 
+@pytest.mark.parametrize("then", ["answers", "raises", "answers for it"])
+async def test_a_timeout_outside_ends_a_request_once_and_as_it_was_answered(
+    registry: CollectorRegistry, witness: Witness, then: str
+) -> None:
+    """Up to Python 3.11 ``asyncio.wait_for`` has what it waits for done by another task."""
+    status, error = {
+        "answers": (200, None),
+        "raises": (504, "TimeoutError"),
+        "answers for it": (503, "CancelledError"),
+    }[then]
+
+    async def works(request: web.Request) -> web.Response:
+        if then != "answers":
+            await asyncio.Event().wait()
+        return web.Response()
+
+    @web.middleware
+    async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await asyncio.wait_for(handler(request), 5 if then == "answers" else 0.05)
+        except asyncio.TimeoutError:
+            if then == "raises":
+                raise
+        await asyncio.sleep(0.3)  # longer than it takes to notice a task that has ended
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.router.add_get("/", works)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
+    app.middlewares.insert(0, limit)
+    async with serving(app) as service:
+        answers = [await service.get("/") for _ in range(2)]
+        exchanges = [await witness.next() for _ in range(2)]
+    assert witness.begun == exchanges
+    assert [answer.request_id for answer in answers] == [exchange.request_id for exchange in exchanges]
+    assert [(exchange.status, exchange.error_type) for exchange in exchanges] == [(status, error)] * 2
+
+
+async def test_what_a_middleware_outside_raises_is_named(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response()
+
+    @web.middleware
+    async def fails(request: web.Request, handler: Handler) -> web.StreamResponse:
+        await handler(request)
+        raise LookupError
+
+    app = web.Application()
+    app.router.add_get("/", hello)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
+    app.middlewares.insert(0, fails)
+    async with serving(app) as service:
+        await service.get("/")
+        exchange = await witness.next()
+    assert (exchange.status, exchange.error_type) == (500, "LookupError")
+
+
 async def test_a_body_that_cannot_be_sent_ends_its_request(
     registry: CollectorRegistry, witness: Witness, tmp_path: Path
 ) -> None:
@@ -184,3 +245,101 @@ async def test_a_body_that_cannot_be_sent_ends_its_request(
             await service.get("/")
         exchange = await witness.next()
     assert exchange.error_type == "LookupError"
+
+
+class Whereabouts(Witness):
+    """Keeps as well in whose context it hears of the ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard_in: list[str | None] = []
+
+    def finished(self, exchange: Exchange) -> None:
+        self.heard_in.append(request_id())
+        super().finished(exchange)
+
+
+async def crashes_in_a_stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"some")
+    raise LookupError
+
+
+async def has_a_body_that_fails(request: web.Request) -> web.Response:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise LookupError
+
+    return web.Response(body=parts())
+
+
+async def cannot_be_prepared(request: web.Request) -> web.Response:
+    return web.Response(headers={"X-Sign": "yes"})
+
+
+@pytest.mark.parametrize("handler", [crashes_in_a_stream, has_a_body_that_fails, cannot_be_prepared])
+async def test_an_end_that_aiohttp_does_not_log_is_told_at_once_and_in_the_requests_context(
+    handler: Handler, registry: CollectorRegistry
+) -> None:
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def sign(request: web.Request, response: web.StreamResponse) -> None:
+        if "X-Sign" in response.headers:
+            raise LookupError
+
+    app, witness = web.Application(), Whereabouts()
+    app.router.add_get("/", hello)
+    app.router.add_get("/fails", handler)
+    if handler is cannot_be_prepared:
+        app.on_response_prepare.append(sign)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
+    async with serving(app) as service:
+        await service.get("/")  # the access logger is known to be in place
+        await witness.next()
+        await service.exchange_bytes(b"GET /fails HTTP/1.1\r\nHost: x\r\n\r\n")
+        exchange = await witness.next()
+    assert (exchange.error_type, witness.heard_in[1]) == ("LookupError", exchange.request_id)
+
+
+@pytest.mark.parametrize("handler_cancellation", [False, True])
+@pytest.mark.parametrize("kind", ["body", "file"])
+async def test_a_client_that_leaves_while_it_is_sent_to(
+    registry: CollectorRegistry,
+    witness: Witness,
+    logs: Logs,
+    tmp_path: Path,
+    kind: str,
+    handler_cancellation: bool,
+) -> None:
+    file, size = tmp_path / "file", 20_000_000
+    file.write_bytes(b"x" * size)
+
+    async def much(request: web.Request) -> web.StreamResponse:
+        if request.query:
+            return web.Response()
+        return web.FileResponse(file) if kind == "file" else web.Response(body=b"x" * size)
+
+    async with observed(much, registry, witness, logs, handler_cancellation=handler_cancellation) as service:
+        await service.get("/?none")  # the access logger, if it is ours, is known to be in place
+        await witness.next()
+        reader, writer = await service.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readexactly(1000)
+        writer.transport.abort()
+        exchange = await witness.next()
+    assert (exchange.status, exchange.error_type) == (499, "client_disconnected")
+
+
+async def test_an_expectation_that_is_refused_has_an_end(
+    registry: CollectorRegistry, witness: Witness, logs: Logs
+) -> None:
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async with observed(hello, registry, witness, logs) as service:
+        await service.get("/", headers={"Expect": "nonsense"})
+        exchange = await witness.next()
+    assert witness.begun == [exchange]
+    assert (exchange.route, exchange.status) == ("/", 417)
