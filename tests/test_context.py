@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -278,6 +278,34 @@ async def test_a_generator_that_is_finalised_late_disturbs_nobody(
     assert spans.named("numbers").end_time
     assert exchange.request_id == "r2"
     assert "different Context" not in caplog.text + lines.getvalue()
+
+
+async def test_a_generator_that_another_request_closes_leaves_nothing_with_it(
+    spans: Spans, lines: io.StringIO
+) -> None:
+    """A cursor of a pool, say, that the next one to need its connection closes."""
+    left: list[AsyncGenerator[int, None]] = []
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        with bound(part="numbers"):
+            yield 1
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if left:
+            await left.pop().aclose()
+            logger.info("closed")
+        else:
+            bind(user="first")
+            left.append(numbers())
+            await left[0].__anext__()
+        return web.Response()
+
+    async with observed(spans, lines, handler) as (service, witness):
+        for _ in range(2):
+            await service.get("/")
+            await witness.next()
+    (line,) = said(lines, "closed")
+    assert not {"user", "part"} & set(line)
 
 
 async def test_a_cancelled_stream_within_an_operation_leaves_no_complaint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..exchange import CURRENT, FIELDS, current_scope
@@ -47,13 +47,13 @@ def bind(**fields: Any) -> None:
 @contextmanager
 def bound(**fields: Any) -> Iterator[None]:
     """Add ``fields`` to every log line written within the ``with`` block."""
-    before = FIELDS.get()
-    FIELDS.set({**(before or _NO_FIELDS), **fields})
+    token = FIELDS.set({**(FIELDS.get() or _NO_FIELDS), **fields})
     try:
         yield
     finally:
-        # Not a token's reset: an async generator may be finalised in another context.
-        FIELDS.set(before)
+        # An async generator may be finalised in another context, say by another request: that has its own.
+        with suppress(ValueError):
+            FIELDS.reset(token)
 
 
 def log_context() -> dict[str, Any]:
