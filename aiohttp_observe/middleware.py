@@ -237,7 +237,9 @@ class Recorder:
             flight.add_wait("response", now - left_at)
         if flight.client_left_at is not None:
             flight.abandoned = now - flight.client_left_at
-        gone = flight.gone and not (self._stopping and failure == "CancelledError")
+        gone = flight.gone
+        if gone and self._stopping and (failure == "CancelledError" or _is_cancelled(flight.task)):
+            gone, failure = False, "CancelledError"  # it was the server that left
         try:
             received = flight.request.content.total_bytes
             if received:
@@ -407,6 +409,12 @@ class Flight(Exchange):
     def answer(self, returned: Any) -> Any:
         """What the client has been sent, or was being sent: of several responses, the first."""
         return self.response if returned is None or has_begun(self.response) else returned
+
+
+def _is_cancelled(task: asyncio.Task[Any]) -> bool:
+    """Whether ``task`` was cancelled and makes nothing of it; only known from Python 3.11."""
+    cancelling: Callable[[], int] = getattr(task, "cancelling", int)
+    return cancelling() > 0
 
 
 def _is_handled(request: web.Request) -> bool:

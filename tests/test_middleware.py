@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -532,6 +533,28 @@ async def test_what_the_server_cuts_short_is_not_blamed_on_the_client(
     exchange = await witness.next()
     writer.close()
     assert (exchange.status, exchange.error_type) == (status, "CancelledError")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="nobody can tell before Python 3.11")
+async def test_nor_is_what_it_cuts_short_if_the_handler_makes_nothing_of_that(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async def stubborn(request: web.Request) -> web.StreamResponse:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", stubborn)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
+    async with serving(app, shutdown_timeout=0.01) as service:
+        _, writer = await service.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: witness.begun, "the request to begin")
+    exchange = await witness.next()
+    writer.close()
+    assert exchange.status != 499
+    assert exchange.error_type == "CancelledError"
 
 
 async def test_a_slow_reader_is_waited_for(registry: CollectorRegistry, witness: Witness) -> None:
