@@ -344,12 +344,15 @@ class Flight(Exchange):
     def __init__(self, recorder: Recorder, request: web.Request) -> None:
         headers, path = request.headers, request.rel_url.raw_path
         claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
-        resource = request.match_info.route.resource
+        try:
+            resource = request.match_info.route.resource
+            self.route = UNMATCHED if resource is None else resource.canonical
+        except Exception:  # of a router or resource of the service's own, which needn't know of any of that
+            self.route = UNMATCHED
         self.started = perf_counter()
         self.scope = recorder.scope
         self.request_id = claimed if claimed is not None and _well_formed_id(claimed) else _new_id()
         self.method = _METHODS.get(request.method, "_OTHER")
-        self.route = UNMATCHED if resource is None else resource.canonical
         self.path = path if path.isascii() else valid(path)
         self.client_address = request.remote or None
         self.user_agent = agent if agent is None or agent.isascii() else valid(agent)

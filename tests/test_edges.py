@@ -466,6 +466,24 @@ async def test_a_resource_of_the_services_own() -> None:
         await agree(app, told, ("/catalogue", "200", ""))
 
 
+async def test_a_resource_of_the_services_own_needs_no_canonical_path() -> None:
+    class Nameless(Catalogue):
+        @property
+        def canonical(self) -> str:
+            if self.sealed:  # aiohttp asks for it itself when the resource is registered
+                raise NotImplementedError
+            return "/catalogue"
+
+        sealed = False
+
+    app, resource = web.Application(), Nameless()
+    app.router.register_resource(resource)
+    async with observed(app) as (service, told):
+        resource.sealed = True
+        assert (await service.get("/catalogue/a/b/c")).status == 200
+        await agree(app, told, ("_unmatched", "200", ""))
+
+
 async def test_several_sites_of_one_application() -> None:
     app, told = web.Application(), Told()
     app.router.add_get("/", ok)
