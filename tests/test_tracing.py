@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import warnings
@@ -30,7 +31,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Exchange, Metrics, Tracing, current_exchange, operation, setup_observability
+from aiohttp_observe import Exchange, Logs, Metrics, Tracing, current_exchange, operation, setup_observability
 from tests.service import PATIENCE, Witness, serving, until
 from tests.spans import Handler, Spans, attributes, ids, ok, traced
 
@@ -117,6 +118,32 @@ async def test_where_the_official_instrumentor_is_active_its_span_is_used(spans:
             await service.get("/")
             exchange = await witness.next()
     assert the_one(spans, exchange)[0] == THEIRS
+
+
+async def test_aiohttps_line_for_a_crash_carries_the_ids_of_its_span(spans: Spans) -> None:
+    """It has left its context by then."""
+
+    async def crash(request: web.Request) -> web.StreamResponse:
+        raise LookupError
+
+    lines, witness = io.StringIO(), Witness()
+    with official_instrumentor(spans):
+        app = web.Application()
+        app.router.add_get("/", crash)
+        setup_observability(
+            app,
+            tracing=Tracing(provider=spans.provider),
+            metrics=None,
+            logs=Logs(stream=lines, replace=True),
+            observers=[witness],
+        )
+        async with serving(app) as service:
+            await service.get("/")
+            exchange = await witness.next()
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    (line,) = [line for line in told if line["message"].startswith("Error handling request")]
+    assert {"trace_id": exchange.trace_id, "span_id": exchange.span_id}.items() <= line.items()
+    the_one(spans, exchange)
 
 
 async def test_its_span_is_one_however_deep_the_applications(spans: Spans) -> None:

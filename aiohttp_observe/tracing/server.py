@@ -31,7 +31,7 @@ from opentelemetry.util.http import (
     normalise_response_header_name,
 )
 
-from ..exchange import FIELDS, Exchange, Meter
+from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
 from .facts import Facts
@@ -147,9 +147,16 @@ class ServerTracer:
 
     # What code within a request asks for
 
-    def current(self) -> SpanContext | None:
-        """The ids of the span that is current in the calling context."""
-        return _current_context()
+    def current(self) -> SpanIds | None:
+        """The ids of the span that is current in the calling context.
+
+        The instrumentor's isn't any more when aiohttp logs the failure of its request.
+        """
+        ids = _current_context()
+        if ids is None and self._yields_to_instrumentor and context_api.get_value(_SPAN_KEY) is None:
+            exchange = current_exchange()
+            return None if exchange is None else exchange.span
+        return ids
 
     def start(self, name: str, attributes: Mapping[str, Any]) -> Span:
         return self._tracer.start_span(name, attributes=attributes)
