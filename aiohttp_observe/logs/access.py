@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from ..exchange import FIELDS, Exchange, current_exchange, taken
+from ..exchange import FIELDS, MALFORMED, UNMATCHED, Exchange, current_exchange, taken
 from .context import IDS
 from .lines import named_apart
 from .writer import WriterHandler
@@ -130,15 +130,29 @@ class AccessLogger(AbstractAccessLogger):
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         if current_exchange() is not None:
             return
+        path = request.rel_url.raw_path
         facts = {
             "http.request.method": request.method,
-            "url.path": request.rel_url.raw_path,
+            "http.route": _route(request),
+            "url.path": path,
             "http.response.status_code": response.status,
             "duration_ms": _milliseconds(time),
             "client.address": request.remote,
             "user_agent.original": request.headers.get("User-Agent"),
         }
-        logger.info("%s %s %s", request.method, facts["url.path"], response.status, extra=facts)
+        known = {name: value for name, value in facts.items() if value is not None}
+        logger.info("%s %s %s", request.method, path, response.status, extra=known)
+
+
+def _route(request: web.BaseRequest) -> str:
+    match: web.UrlMappingMatchInfo | None = getattr(request, "_match_info", None)
+    if match is None:
+        return MALFORMED
+    try:
+        resource = match.route.resource
+        return UNMATCHED if resource is None else resource.canonical
+    except Exception:  # of a resource of the service's own
+        return UNMATCHED
 
 
 def bound_to(answered: Answered) -> type[AccessLogger]:
