@@ -32,9 +32,9 @@ def tell_end(
     of it.  ``error`` names what the handler raised, ``failure`` what the request's task did.
     """
     if response is not None:
-        if failure is None:
+        if failure is None or has_begun(response):
             exchange.status = getattr(response, "status", exchange.status)
-        elif not has_begun(response):
+        else:
             exchange.status = None
         exchange.response_size = _body_size(exchange, response, gone or failure is not None)
     status = exchange.status

@@ -301,6 +301,7 @@ async def test_an_end_that_aiohttp_does_not_log_is_told_at_once_and_in_the_reque
         await service.exchange_bytes(b"GET /fails HTTP/1.1\r\nHost: x\r\n\r\n")
         exchange = await witness.next()
     assert (exchange.error_type, witness.heard_in[1]) == ("LookupError", exchange.request_id)
+    assert exchange.status == (None if handler is cannot_be_prepared else 200)
 
 
 @pytest.mark.parametrize("handler_cancellation", [False, True])
