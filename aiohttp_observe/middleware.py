@@ -312,7 +312,7 @@ def _as_sent(request: web.Request, received: int) -> int:
 
 
 def _new_id() -> str:
-    return f"{getrandbits(128):032x}"
+    return "%032x" % getrandbits(128)  # noqa: UP031 - a third faster than with a format specifier
 
 
 def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchange:

@@ -18,7 +18,7 @@ import orjson
 from ..redaction import LONGEST_STACK, LONGEST_TEXT, MARK, SECRETS, SecretNames, secret_names, shown
 from .context import IDS, context_of, ids_of, own_message
 
-__all__ = ["JsonFormatter", "line_of", "named_apart", "to_json", "to_text"]
+__all__ = ["JsonFormatter", "line_of", "named_apart", "timestamp", "to_json", "to_text"]
 
 _LONGEST_KEY = 256
 _LONGEST_FIELDS = 131_072
@@ -60,13 +60,14 @@ _CONTROLS = str.maketrans(
 
 def timestamp(created: float) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    seconds, milliseconds = divmod(int(created * 1000), 1000)
-    return f"{_second(seconds)}.{milliseconds:03d}Z"
+    return _moment(int(created * 1000))
 
 
-@lru_cache(maxsize=16)
-def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+@lru_cache(maxsize=256)
+def _moment(milliseconds: int) -> str:
+    """When it matters, many lines have the same."""
+    moment = datetime.fromtimestamp(milliseconds // 1000, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
 
 
 class _Fields:
@@ -151,9 +152,8 @@ def _clip(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]}… [{len(text) - longest} characters cut]"
 
 
-def to_json(line: dict[str, Any]) -> str:
-    """A line's plain data as JSON, on one line whatever counts as a line break; uses ``line`` up."""
-    line["timestamp"] = timestamp(line["timestamp"])
+def to_json(line: Mapping[str, Any]) -> str:
+    """A line's plain data as JSON, on one line whatever counts as a line break."""
     try:
         text = orjson.dumps(line).decode()
     except TypeError:  # a lone surrogate, which not every reader takes even as an escape
@@ -172,7 +172,7 @@ def to_text(line: Mapping[str, Any], *, color: bool = False) -> str:
     a mark before them, so that none looks like a line of its own.
     """
     rest = {key: value for key, value in line.items() if key not in _TOLD_BY_MESSAGE}
-    moment, level = timestamp(rest.pop("timestamp"))[11:-1], rest.pop("level")
+    moment, level = rest.pop("timestamp")[11:-1], rest.pop("level")
     head = f"{moment} {level:<7} {rest.pop('logger')}: {rest.pop('message')}"
     exception, stack_info = rest.pop("exception", None), rest.pop("stack_info", None)
     text = " ".join([head, *(f"{key}={_shown(value)}" for key, value in rest.items())])
@@ -249,14 +249,11 @@ def named_apart(
 
 
 def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]:
-    """A record as plain data without secrets, independent of anything the service may still change.
-
-    ``timestamp`` is in seconds since the epoch: how it is written is for the format to say.
-    """
+    """A record as plain data without secrets, independent of anything the service may still change."""
     context = context_of(record)
     ids = ids_of(context)
     line: dict[str, Any] = {
-        "timestamp": record.created,
+        "timestamp": timestamp(record.created),
         "level": _clip(_text(record.levelname), _LONGEST_KEY),
         "logger": _clip(_text(record.name), _LONGEST_KEY),
         "message": message_of(record),

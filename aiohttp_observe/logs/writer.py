@@ -220,7 +220,7 @@ class WriterHandler(logging.Handler):
             self.writer.dropped(1)
 
     def put(self, line: dict[str, Any]) -> None:
-        """Render and write a line's plain data; uses ``line`` up."""
+        """Render and write a line's plain data."""
         self.writer.put(self._render(line))
 
     def flush(self) -> None:

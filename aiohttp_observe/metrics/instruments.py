@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from ..exchange import OTHER, Exchange, SpanIds, title, valid
 from .scraped import AtScrape
-from .tally import Observe
+from .tally import observing_all
 
 if TYPE_CHECKING:
     from .description import Metrics
@@ -59,22 +59,23 @@ class _Bounded:
 class Timed:
     """One duration series: observes, with at most one exemplar a bucket and second."""
 
-    __slots__ = ("_exemplar_due", "_observe", "_series")
+    __slots__ = ("_exemplar_due", "_observe_all", "_series")
 
-    def __init__(self, series: Histogram, observe: Observe) -> None:
+    def __init__(self, series: Histogram) -> None:
         self._series = series
-        self._observe = observe
+        self._observe_all = observing_all(series)
         self._exemplar_due = [0.0] * (len(_DURATION_BUCKETS) + 1)
 
-    def observe(self, seconds: float, span: SpanIds | None) -> None:
-        if span is not None:
-            bucket = bisect_left(_DURATION_BUCKETS, seconds)
-            now = perf_counter()
-            if now >= self._exemplar_due[bucket]:
-                self._exemplar_due[bucket] = now + _EXEMPLAR_INTERVAL
+    def observe(self, timed: Iterable[tuple[float, SpanIds | None]]) -> None:
+        """Seconds, each with the span that may be its exemplar."""
+        plain, due, now = [], self._exemplar_due, perf_counter()
+        for seconds, span in timed:
+            if span is not None and now >= due[bucket := bisect_left(_DURATION_BUCKETS, seconds)]:
+                due[bucket] = now + _EXEMPLAR_INTERVAL
                 self._series.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
-                return
-        self._observe(seconds)
+            else:
+                plain.append(seconds)
+        self._observe_all(plain)
 
 
 Method = TypeVar("Method", bound=Callable[..., None])
@@ -268,8 +269,8 @@ class Instruments:
         timed = self._client.get(key)
         if timed is None:
             series = self._client_duration.labels(*map(label, key))
-            timed = self._client[key] = Timed(series, series.observe)
-        timed.observe(seconds, span)
+            timed = self._client[key] = Timed(series)
+        timed.observe([(seconds, span)])
 
     @_guarded
     def client_phase(self, host: str, phase: str, seconds: float) -> None:

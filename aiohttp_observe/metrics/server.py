@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
@@ -13,7 +15,7 @@ from ..exchange import MALFORMED, Exchange
 from .instruments import InFlight, Instruments, Timed, instruments_of, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
-from .tally import Tallies
+from .tally import observing_all
 
 if TYPE_CHECKING:
     from .description import Metrics
@@ -23,34 +25,38 @@ __all__ = ["ServerMetrics"]
 T = TypeVar("T")
 
 
-class _PerRoute:
-    """The series of one method and route, looked up once."""
+_Outcome = tuple[str, str, "int | None", "str | None"]
+"""Method, route, status and error of requests that are measured alike."""
 
-    __slots__ = (
-        *("_instruments", "_method", "_tallies"),
-        *("busy", "ended", "request_size", "response_size", "route"),
-    )
 
-    def __init__(self, instruments: Instruments, tallies: Tallies, method: str, route: str) -> None:
-        self._instruments = instruments
-        self._tallies = tallies
-        self._method = method
-        self.route = route
-        self.busy = tallies.add(instruments.busy.labels(method, route))
-        self.request_size = tallies.add(instruments.request_size.labels(method, route))
-        self.response_size = tallies.add(instruments.response_size.labels(method, route))
-        self.ended: dict[tuple[int | None, str | None], Timed] = {}
+class _Series:
+    """The series of requests that ended alike, looked up once."""
 
-    def add(self, status: int | None, error: str | None) -> Timed:
-        """The duration series of requests that ended so."""
-        if error is not None:
-            error = self._instruments.bounded_error(error)
-        timed = self.ended.get((status, error))
-        if timed is None:
-            labels = map(label, (self._method, self.route, status, error))
-            series = self._instruments.duration.labels(*labels)
-            timed = self.ended[status, error] = Timed(series, self._tallies.add(series))
-        return timed
+    def __init__(self, instruments: Instruments, outcome: _Outcome) -> None:
+        method, route, _, _ = outcome
+        self._duration = Timed(instruments.duration.labels(*map(label, outcome)))
+        if route is MALFORMED:  # it never started
+            return
+        self._busy = observing_all(instruments.busy.labels(method, route))
+        self._request_size = observing_all(instruments.request_size.labels(method, route))
+        self._response_size = observing_all(instruments.response_size.labels(method, route))
+        self._abandoned = partial(instruments.abandoned.labels, route)
+
+    def observe(self, alike: Sequence[Exchange], *, exemplars: bool) -> None:
+        self._duration.observe(
+            (exchange.duration or 0.0, exchange.span if exemplars and exchange.sampled else None)
+            for exchange in alike
+        )
+        if alike[0].route is MALFORMED:
+            return
+        self._busy([exchange.busy for exchange in alike])
+        self._response_size([exchange.response_size for exchange in alike])
+        received = [exchange.request_size for exchange in alike if exchange.request_size]
+        if received:
+            self._request_size(received)
+        abandoned = sum([exchange.abandoned for exchange in alike])
+        if abandoned:
+            self._abandoned().inc(abandoned)
 
 
 class ServerMetrics:
@@ -61,8 +67,7 @@ class ServerMetrics:
         self._options = options
         self._registry = registry
         self._exemplars = options.exemplars
-        self._tallies = Tallies()
-        self._per_route: dict[tuple[str, str], _PerRoute] = {}
+        self._series: dict[_Outcome, _Series] = {}
 
     def serve(self, app: web.Application, gate: Gate | None) -> None:
         """Serve the registry on ``app``; ``gate`` says who may look if a token is required."""
@@ -74,34 +79,22 @@ class ServerMetrics:
 
     def settle(self, ended: Sequence[Exchange]) -> None:
         """Observe the requests that have ended since the last time."""
+        outcomes: defaultdict[_Outcome, list[Exchange]] = defaultdict(list)
         for exchange in ended:
-            self._observe(exchange)
-        self._tallies.tell()
+            outcomes[exchange.method, exchange.route, exchange.status, exchange.error_type].append(exchange)
+        for outcome, alike in outcomes.items():
+            series = self._series.get(outcome) or self._add(outcome)
+            series.observe(alike, exemplars=self._exemplars)
 
-    def _observe(self, exchange: Exchange) -> None:
-        method = exchange.method
-        per_route = self._per_route.get((method, exchange.route)) or self._add_route(exchange)
-        ended = per_route.ended.get((exchange.status, exchange.error_type))
-        if ended is None:
-            ended = per_route.add(exchange.status, exchange.error_type)
-        exemplar = exchange.span if self._exemplars and exchange.sampled else None
-        ended.observe(exchange.duration or 0.0, exemplar)
-        if exchange.route is MALFORMED:  # it never started
-            return
-        per_route.busy(exchange.busy)
-        if exchange.request_size:
-            per_route.request_size(exchange.request_size)
-        per_route.response_size(exchange.response_size)
-        if exchange.abandoned:
-            self.instruments.abandoned.labels(per_route.route).inc(exchange.abandoned)
-
-    def _add_route(self, exchange: Exchange) -> _PerRoute:
-        known = (exchange.method, self.instruments.bounded_route(exchange.route))
-        per_route = self._per_route.get(known)
-        if per_route is None:
-            per_route = self._per_route[known] = _PerRoute(self.instruments, self._tallies, *known)
-            self.instruments.add_method(exchange.method)
-        return per_route
+    def _add(self, outcome: _Outcome) -> _Series:
+        method, route, status, error = outcome
+        bounded_error = None if error is None else self.instruments.bounded_error(error)
+        bounded = (method, self.instruments.bounded_route(route), status, bounded_error)
+        series = self._series.get(bounded)
+        if series is None:
+            series = self._series[bounded] = _Series(self.instruments, bounded)
+            self.instruments.add_method(method)
+        return series
 
     def tick(self) -> None:
         """Several times a second: what another process reads from a file can't wait for a scrape."""

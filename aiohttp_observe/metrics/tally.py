@@ -1,68 +1,40 @@
-"""Observations of a few requests, told to their histograms together."""
+"""Many observations of one series, told to its histogram together."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import Histogram
 
-from ..exchange import taken
+__all__ = ["ObserveAll", "observing_all"]
 
-__all__ = ["Observe", "Tallies"]
-
-Observe = Callable[[float], None]
+ObserveAll = Callable[[Sequence[float]], None]
 
 
-class Tallies:
-    """Makes series cheaper to observe; what was observed is in their histograms after `tell`.
+def observing_all(series: Histogram) -> ObserveAll:
+    """How to observe many values of ``series``, from any thread.
 
-    One thread at a time may observe or tell.  A finalizer that does so in the midst of it, in
-    the same thread, does no harm.
+    ``Histogram.observe`` takes two locks and looks through the bounds for each value; this
+    takes them once for all that fall into one bucket.
     """
+    try:
+        bounds, buckets, total = series._upper_bounds, series._buckets, series._sum
+    except AttributeError:  # not built as prometheus_client's have been, since 0.22 at least
 
-    def __init__(self) -> None:
-        self._untold: deque[_Tally] = deque()
+        def observe_each(values: Sequence[float]) -> None:
+            for value in values:
+                series.observe(value)
 
-    def add(self, series: Histogram) -> Observe:
-        try:
-            return _Tally(series, self._untold).observe
-        except AttributeError:  # not built as prometheus_client's have been, since 0.22 at least
-            return series.observe
+        return observe_each
 
-    def tell(self) -> None:
-        for tally in taken(self._untold):
-            tally.tell()
-
-
-class _Tally:
-    """What one series was observed to be since it was last told.
-
-    ``Histogram.observe`` takes two locks and looks through the bounds for each observation;
-    this takes them once for all that fell into one bucket.
-    """
-
-    __slots__ = ("_bounds", "_buckets", "_counts", "_sum", "_total", "_untold")
-
-    def __init__(self, series: Histogram, untold: deque[_Tally]) -> None:
-        self._bounds = series._upper_bounds
-        self._buckets = series._buckets
-        self._sum = series._sum
-        self._untold = untold
-        self._counts: dict[int, int] = {}
-        self._total = 0.0
-
-    def observe(self, value: float) -> None:
-        bucket, counts = bisect_left(self._bounds, value), self._counts
-        if not counts:
-            self._untold.append(self)
-        counts[bucket] = counts.get(bucket, 0) + 1
-        self._total += value
-
-    def tell(self) -> None:
-        counts, self._counts = self._counts, {}
-        total, self._total = self._total, 0.0
-        self._sum.inc(total)
+    def observe_all(values: Sequence[float]) -> None:
+        counts: dict[int, int] = {}
+        for value in values:
+            bucket = bisect_left(bounds, value)
+            counts[bucket] = counts.get(bucket, 0) + 1
+        total.inc(sum(values))
         for bucket, count in counts.items():
-            self._buckets[bucket].inc(count)
+            buckets[bucket].inc(count)
+
+    return observe_all
