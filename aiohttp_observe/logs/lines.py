@@ -60,14 +60,16 @@ _CONTROLS = str.maketrans(
 
 def timestamp(created: float) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    return _moment(int(created * 1000))
+    seconds = int(created)
+    return _second(seconds) + _MILLISECONDS[int((created - seconds) * 1000)]
 
 
-@lru_cache(maxsize=256)
-def _moment(milliseconds: int) -> str:
-    """When it matters, many lines have the same."""
-    moment = datetime.fromtimestamp(milliseconds // 1000, timezone.utc)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
+_MILLISECONDS = [f".{milliseconds:03d}Z" for milliseconds in range(1000)]
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class _Fields:
