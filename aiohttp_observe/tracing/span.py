@@ -248,7 +248,7 @@ class _Processors:
         self._all: Any = tracer.span_processor
         self._known: Any = None
         self._told: tuple[Any, ...] = (self._all,)
-        self._end: tuple[Callable[[ServerSpan], None], ...] = (self._all.on_end,)
+        self._take: tuple[Callable[[ServerSpan], None], ...] = (self._all.on_end,)
 
     def start(self, span: ServerSpan, context: Context) -> None:
         if getattr(self._all, "_span_processors", None) is not self._known:
@@ -259,8 +259,11 @@ class _Processors:
     def end(self, span: ServerSpan) -> None:
         for processor in self._told:
             processor._on_ending(span)
-        for end in self._end:
-            end(span)
+        if span.sampled:
+            for take in self._take:
+                take(span)
+        else:
+            self._all.on_end(span)
 
     def _sort(self) -> None:
         """Processors may be added to a provider at any time, and are never taken away."""
@@ -268,30 +271,23 @@ class _Processors:
         if type(self._all) is SynchronousMultiSpanProcessor:
             hearing = [each for each in self._known if type(each) is not Linker]
             self._told = tuple(each for each in hearing if type(each) not in _HEAR_ONLY_OF_ENDS)
-            self._end = tuple(map(_end_of, hearing))
+            self._take = tuple(map(_taking, hearing))
 
 
 _HEAR_ONLY_OF_ENDS = (Batches, BatchSpanProcessor, SimpleSpanProcessor)
 
 
-def _end_of(processor: Any) -> Callable[[ServerSpan], None]:
-    """What a processor does with a span that has ended.
+def _taking(processor: Any) -> Callable[[ServerSpan], None]:
+    """What a processor does with a sampled span that has ended.
 
-    The batch processor asks it for its context first, which it may never need, to see
+    The batch processor would ask it for its context first, which it may never need, to see
     whether it is sampled.
     """
     if type(processor) is Batches:
-        take: Any = processor.take
-    elif type(processor) is BatchSpanProcessor and hasattr(processor, "_batch_processor"):
-        take = processor._batch_processor.emit
-    else:
-        return processor.on_end  # type: ignore[no-any-return]
-
-    def end(span: ServerSpan) -> None:
-        if span.sampled:
-            take(span)
-
-    return end
+        return processor.take
+    if type(processor) is BatchSpanProcessor and hasattr(processor, "_batch_processor"):
+        return processor._batch_processor.emit
+    return processor.on_end  # type: ignore[no-any-return]
 
 
 class _DroppedSpan(NonRecordingSpan):
