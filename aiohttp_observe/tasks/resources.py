@@ -8,20 +8,16 @@ holders of a lock acquired in any other way are unknown, and a running task show
 from __future__ import annotations
 
 import asyncio
-import dis
-import gc
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
-from functools import lru_cache
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from time import perf_counter
-from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType, MethodType
 from typing import Any
 
-from .blocks import EXIT_IS_APART, entered_by, managers_in
-from .chain import Chain, held_by
+from .blocks import entered_by
+from .chain import Chain
 from .deadlock import Need, cycles
 from .holding import held_seconds
 from .model import Frame, Resource
-from .readers import readers_of, running_codes
+from .readers import says_get, within_reach_of
 from .stacks import Reading, Stack
 from .tracker import number_of
 from .waits import registered_state
@@ -33,7 +29,7 @@ _HELD = (asyncio.Lock, asyncio.Semaphore)
 """What tasks are inside of, and others wait for them to leave."""
 _JAMS = (*_HELD, asyncio.Queue)
 _ACQUIRE = asyncio.Lock.acquire.__code__
-_SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_SLICE = 2000
 
 
 _LONGEST_STATE = 100
@@ -118,27 +114,30 @@ class Meetings:
 
     def deadlocks(self) -> Generator[None, None, tuple[tuple[int, ...], ...]]:
         """Cycles of task ids, each waiting for what the next one holds or does; found in slices."""
-        found = self._cycles(set())
+        found = yield from self._cycles(set())
         if found:
             timed = yield from self._timed([*self._waiting(), *(m.resource for m in self._known.values())])
-            found = self._cycles({number_of(each) for each in timed})
+            found = yield from self._cycles({number_of(each) for each in timed})
         return found
 
     def _waiting(self) -> Iterator[asyncio.Task[Any]]:
         """Tasks that wait for others: those of a cycle, and those whose end would be its end."""
         return (self.tasks[number] for number, reading in self.readings.items() if reading is not None)
 
-    def _cycles(self, timed: Set[int]) -> tuple[tuple[int, ...], ...]:
+    def _cycles(self, timed: Set[int]) -> Generator[None, None, tuple[tuple[int, ...], ...]]:
         """Those that are certain, without the tasks and resources that are ``timed``."""
-        jammed = [
-            meeting
+        jammed = {
+            number_of(meeting.resource): meeting
             for meeting in self._known.values()
             if number_of(meeting.resource) not in timed and self._is_jammed(meeting)
-        ]
-        needs = {number_of(meeting.resource): Need(list(meeting.holders), any_of=True) for meeting in jammed}
-        needs.update(self._full_queues())
-        rescued = self._rescued(timed)
-        for number, reading in self._waits.items():
+        }
+        needs = {number: Need(list(meeting.holders), any_of=True) for number, meeting in jammed.items()}
+        yield
+        needs.update((yield from self._full_queues()))
+        rescued = yield from self._rescued(timed)
+        for count, (number, reading) in enumerate(self._waits.items(), 1):
+            if count % _SLICE == 0:
+                yield
             if number in rescued:
                 continue
             if reading.resource is not None:
@@ -147,30 +146,27 @@ class Meetings:
                     needs[number] = Need([resource], any_of=True)
             elif tasks := self._hopeless(reading):
                 needs[number] = Need(tasks, any_of=reading.any_of)
-        certain = [cycle for cycle in cycles(needs) if self._is_certain(cycle)]
+        found = yield from cycles(needs)
+        plain = set().union(*(_behind(cycle, needs) for cycle in found)) & jammed.keys()
+        plain = {number for number in plain if type(jammed[number].resource) is asyncio.Semaphore}
+        if plain:
+            # These don't tell how many they let in: whoever has one may give back a permit.
+            for number in plain:
+                others = yield from self._within_reach_of(jammed[number])
+                if others is None:
+                    del needs[number]
+                else:
+                    needs[number] = Need([*dict.fromkeys([*jammed[number].holders, *others])], any_of=True)
+            found = yield from cycles(needs)
+        certain = [cycle for cycle in found if self._is_certain(_behind(cycle, needs))]
         return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in certain)
 
-    def _is_certain(self, cycle: Sequence[int]) -> bool:
-        """Whether its tasks still wait as they did, and nobody unseen has entered a semaphore in it.
+    def _is_certain(self, stuck: Iterable[int]) -> bool:
+        """Whether the tasks among these still wait as they did.
 
-        A picture is made in slices, between which tasks go on.  And plain semaphores don't
-        tell how many they let in: so all that is entered anywhere is looked for, which takes
-        long, but only where there is a cycle.
+        A picture is made in slices, between which tasks go on.
         """
-        if not all(map(self._is_unmoved, filter(self.tasks.get, cycle))):
-            return False
-        by_number = {number_of(meeting.resource): meeting for meeting in self._known.values()}
-        met = [by_number[number] for number in cycle if number in by_number]
-        plain = [meeting for meeting in met if type(meeting.resource) is asyncio.Semaphore]
-        if plain and EXIT_IS_APART and self._runs_in_a_block():
-            return False
-        return all(
-            _entered(meeting.resource) <= len(meeting.holders) + len(meeting.waiters) for meeting in plain
-        )
-
-    def _runs_in_a_block(self) -> bool:
-        """Whether a running task may be inside of something: where exits lie apart, that can't be seen."""
-        return any(_has_blocks(code) for task in self._live() for code in running_codes(task))
+        return all(map(self._is_unmoved, filter(self.tasks.get, stuck)))
 
     def _is_unmoved(self, number: int) -> bool:
         """Whether a task hasn't run since it was looked at."""
@@ -179,14 +175,20 @@ class Meetings:
             return False
         return getattr(self.tasks[number], "_fut_waiter", None) is awaited
 
-    def _rescued(self, timed: Set[int]) -> set[int]:
+    def _rescued(self, timed: Set[int]) -> Generator[None, None, set[int]]:
         """Tasks that are cancelled, likely, when their time or that of one that awaits them has passed."""
         rescued: set[int] = set()
-        found = [
-            task for reading in self.readings.values() if reading and reading.timed for task in reading.on
-        ]
-        found += [task for number, task in self.tasks.items() if number in timed]
+        found = [task for number in timed if (task := self.tasks.get(number)) is not None]
+        for count, reading in enumerate(self.readings.values(), 1):
+            if count % _SLICE == 0:
+                yield
+            if reading is not None and reading.timed:
+                found += reading.on
+        looked_at = 0
         while found:
+            looked_at += 1
+            if looked_at % _SLICE == 0:
+                yield
             task = found.pop()
             if _is_pending_task(task) and number_of(task) not in rescued:
                 rescued.add(number_of(task))
@@ -194,7 +196,7 @@ class Meetings:
                 found += reading.on if reading else ()
         return rescued
 
-    def _full_queues(self) -> dict[int, Need]:
+    def _full_queues(self) -> Generator[None, None, dict[int, Need]]:
         """Queues that tasks wait to put into, and the only tasks that could take something out."""
         needs: dict[int, Need] = {}
         if len(self._waits) > _MOST_PARTIES:
@@ -202,11 +204,18 @@ class Meetings:
         for meeting in self._known.values():
             writers = self._writers(meeting)
             if writers:
-                known = sum(reading.resource is meeting.resource for reading in self._waits.values())
-                readers = readers_of(meeting, self._live(), known)
-                if readers and not set(readers) <= set(writers):
-                    needs[number_of(meeting.resource)] = Need(readers, any_of=True)
+                others = yield from self._within_reach_of(meeting)
+                readers = [number for number in others or () if number not in writers]
+                if readers:
+                    readers.sort(key=lambda number: number in self.tasks and not says_get(self.tasks[number]))
+                    needs[number_of(meeting.resource)] = Need([*readers, *writers], any_of=True)
         return needs
+
+    def _within_reach_of(self, meeting: _Meeting) -> Generator[None, None, list[int] | None]:
+        known = sum(
+            reading is not None and reading.resource is meeting.resource for reading in self.readings.values()
+        )
+        return (yield from within_reach_of(meeting, self._live(), known))
 
     def _writers(self, meeting: _Meeting) -> list[int]:
         """Those that wait to put something into it, for as long as it takes."""
@@ -235,18 +244,16 @@ class Meetings:
         return meeting
 
 
-def _entered(semaphore: asyncio.Semaphore) -> int:
-    """How many are in or at an ``async with`` block of it, running tasks included."""
-    referrers = gc.get_referrers(semaphore)
-    if EXIT_IS_APART:
-        suspended = (each for each in referrers if type(each) in _SUSPENDED)
-        return sum(managers_in(held_by(each)).count(semaphore) for each in suspended)
-    return sum(type(each) is MethodType and each.__name__ == "__aexit__" for each in referrers)
-
-
-@lru_cache(maxsize=1024)
-def _has_blocks(code: CodeType) -> bool:
-    return any(each.argrepr == "__aexit__" for each in dis.get_instructions(code))
+def _behind(cycle: Iterable[int], needs: Mapping[int, Need]) -> set[int]:
+    """All that has to stay as it is for ``cycle`` to be one."""
+    behind: set[int] = set()
+    found = list(cycle)
+    while found:
+        each = found.pop()
+        if each not in behind:
+            behind.add(each)
+            found += needs[each].tasks if each in needs else ()
+    return behind
 
 
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:

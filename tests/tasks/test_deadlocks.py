@@ -482,6 +482,26 @@ class TestIsNone:
 
         assert cycles(loop, scene) == []
 
+    def test_with_a_semaphore_of_which_one_permit_was_taken_by_a_call(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        async def slow(semaphore: asyncio.Semaphore) -> None:
+            await semaphore.acquire()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                semaphore.release()
+
+        async def scene() -> None:
+            semaphore, lock = asyncio.Semaphore(2), asyncio.Lock()
+            one = start("slow", slow(semaphore))
+            await asyncio.sleep(0)
+            ring = [start("one", crossing(semaphore, lock)), start("other", crossing(lock, semaphore))]
+            del semaphore
+            await asyncio.wait([one, *ring])
+
+        assert cycles(loop, scene) == []
+
     def test_with_the_first_of_several(self, loop: asyncio.AbstractEventLoop) -> None:
         async def scene() -> None:
             lock = asyncio.Lock()
