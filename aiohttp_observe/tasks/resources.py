@@ -126,11 +126,12 @@ class Meetings:
 
     def _cycles(self, timed: Set[int]) -> Generator[None, None, tuple[tuple[int, ...], ...]]:
         """Those that are certain, without the tasks and resources that are ``timed``."""
-        jammed = {
-            number_of(meeting.resource): meeting
-            for meeting in self._known.values()
-            if number_of(meeting.resource) not in timed and self._is_jammed(meeting)
-        }
+        jammed = {}
+        for count, meeting in enumerate(self._known.values(), 1):
+            if count % _SLICE == 0:
+                yield
+            if self._is_jammed(meeting) and number_of(meeting.resource) not in timed:
+                jammed[number_of(meeting.resource)] = meeting
         needs = {number: Need(list(meeting.holders), any_of=True) for number, meeting in jammed.items()}
         yield
         needs.update((yield from self._full_queues()))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aiohttp_observe.tasks import Snapshot, number_of, take_snapshot
+from aiohttp_observe.tasks.seen import Look
 
 modern: Any = asyncio  # what it has from Python 3.11 on
 # Before, what aiohttp uses there.
@@ -544,3 +545,20 @@ async def test_a_permit_that_a_running_task_has_taken_leaves_hope() -> None:
             await asyncio.sleep(0)
         assert take_snapshot().deadlocks == ()
     await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+
+@pytest.mark.parametrize("each_its_own", [False, True], ids=["one task", "an event each"])
+async def test_of_very_many_tasks_they_are_looked_for_in_slices(each_its_own: bool) -> None:
+    loop = asyncio.get_running_loop()
+    one = asyncio.create_task(asyncio.Event().wait())
+    wait = [asyncio.Event().wait() if each_its_own else asyncio.wait([one]) for _ in range(6000)]
+    tasks = [asyncio.create_task(each) for each in wait]
+    await asyncio.sleep(0)
+    look = Look(loop, depth=1)
+    for task in tasks:
+        look.at(task)
+    pauses = sum(1 for _ in look.meetings.deadlocks())
+    for task in (one, *tasks):
+        task.cancel()
+    await asyncio.wait([one, *tasks])
+    assert pauses >= 6
