@@ -6,16 +6,18 @@ docs/warnings.rst says what to do about each.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterable
 from statistics import median
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+from .chain import Chain, held_by
 from .model import LoopState, Resource
 from .seen import Seen
 from .suspension import outbound_call
-from .tracker import is_adopted, number_of
+from .tracker import is_adopted, is_made_by_wait_for, number_of
 
 __all__ = ["Circumstances", "is_orphan", "warnings_of"]
 
@@ -24,6 +26,8 @@ _TIMES = 10.0
 _LEAST_SECONDS = 1.0
 """A wait is long if it is this many times the median of at least so many peers, and so many seconds."""
 _LOST_SECONDS = 1.0
+_COUNTS_FAILED_GROUPS = sys.version_info < (3, 13)
+"""A ``TaskGroup`` that a child fails at its end has cancelled its own task, and doesn't take that back."""
 _OUTBOUND = {"connect", "dns", "http_client", "stream", "subprocess", "executor"}
 
 Rule = Callable[[Seen, "Circumstances"], "str | None"]
@@ -120,7 +124,17 @@ def _hogging(seen: Seen, known: Circumstances) -> str | None:
 
 def _cancelling(seen: Seen, known: Circumstances) -> str | None:
     cancelling = getattr(seen.task, "cancelling", None)  # from Python 3.11
-    return "asked to cancel and still here" if cancelling is not None and cancelling() else None
+    if cancelling is None or not cancelling():
+        return None
+    if _COUNTS_FAILED_GROUPS and (seen.failure is not None or not _handles_cancellation(seen.task)):
+        return "asked to cancel and still here, unless a TaskGroup of its own has failed"
+    return "asked to cancel and still here"
+
+
+def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
+    """Whether it waits in the ``except`` or ``finally`` that a ``CancelledError`` has led to."""
+    held = (each for awaitable in Chain(task, is_made_by_wait_for).awaitables for each in held_by(awaitable))
+    return any(isinstance(each, asyncio.CancelledError) for each in held)
 
 
 def _slower_than_peers(seen: Seen, known: Circumstances) -> str | None:

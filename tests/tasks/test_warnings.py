@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from typing import Any
 
@@ -140,6 +140,40 @@ async def test_a_task_that_will_not_be_cancelled_is_told() -> None:
         await asyncio.sleep(0)
         assert info_of(task).warnings == ("asked to cancel and still here",)
         release.set()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Task.cancelling is from Python 3.11")
+async def test_a_task_that_swallowed_its_cancellation_is_told() -> None:
+    async def stubborn() -> None:
+        with suppress(asyncio.CancelledError):
+            await forever()
+        await forever()
+
+    async with suspended(stubborn()) as (task,):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (warning,) = info_of(task).warnings
+    assert warning.startswith("asked to cancel and still here")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="TaskGroup is from Python 3.11")
+async def test_a_task_whose_group_has_failed_is_not_said_to_be_asked_to_cancel() -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    async def supervise() -> None:
+        group: Any = asyncio.TaskGroup()  # type: ignore[attr-defined,unused-ignore]
+        with pytest.raises(Exception, match="unhandled errors"):
+            async with group:
+                group.create_task(fail())
+        await forever()
+
+    async with suspended(supervise()) as (task,):
+        warnings = info_of(task).warnings
+    unsure = "asked to cancel and still here, unless a TaskGroup of its own has failed"
+    assert warnings == (() if sys.version_info >= (3, 13) else (unsure,))
 
 
 class TestSlowerThanItsPeers:
