@@ -17,6 +17,7 @@ from weakref import WeakSet
 __all__ = [
     "CURRENT",
     "FIELDS",
+    "LONGEST_TITLE",
     "MALFORMED",
     "OTHER",
     "SCOPE",
@@ -47,7 +48,8 @@ MALFORMED = "_malformed"
 """The route of a request that the parser refused."""
 
 _MOST_STEPS = 50
-_LONGEST_TITLE = 256
+LONGEST_TITLE = 256
+"""Characters of the name of a task or operation that are shown."""
 
 
 class SpanIds(Protocol):
@@ -119,6 +121,7 @@ class Exchange:
     ``path``                     the raw path as sent, without the query
     ``client_address``           the peer's address, ``None`` on a Unix socket
     ``user_agent``               the ``User-Agent`` header
+    ``task_name``                the name of its task, once it has ended
     ``started``                  when the middleware saw it, `time.perf_counter` seconds
     ``status``                   the status sent; 499 for a client that left
     ``websocket``                what passed over it, if it is one
@@ -141,6 +144,7 @@ class Exchange:
     """
 
     # Class attributes for what a request begins with: a third of the cost of setting each.
+    task_name: str | None = None
     status: int | None = None
     websocket: Websocket | None = None
     error_type: str | None = None
@@ -364,7 +368,7 @@ def taken(waiting: deque[T]) -> Iterator[T]:
 
 def title(name: str) -> str:
     """The name of a task or operation as it is shown: cut if it is long."""
-    return name if len(name) <= _LONGEST_TITLE else f"{name[:_LONGEST_TITLE]}…"
+    return name if len(name) <= LONGEST_TITLE else f"{name[:LONGEST_TITLE]}…"
 
 
 def valid(text: str) -> str:

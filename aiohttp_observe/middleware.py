@@ -28,7 +28,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
 from .ending import has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
-from .exchange import CURRENT, MALFORMED, UNMATCHED, Exchange, Scope, taken, valid
+from .exchange import CURRENT, LONGEST_TITLE, MALFORMED, UNMATCHED, Exchange, Scope, taken, title, valid
 from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
 
@@ -241,6 +241,8 @@ class Recorder:
         if gone and self._stopping and (failure == "CancelledError" or _is_cancelled(flight.task)):
             gone, failure = False, "CancelledError"  # it was the server that left
         try:
+            name = flight.task.get_name()
+            flight.task_name = name if len(name) < LONGEST_TITLE else title(name)
             received = flight.request.content.total_bytes
             if received:
                 flight.request_size = _as_sent(flight.request, received)

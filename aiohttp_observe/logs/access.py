@@ -20,14 +20,15 @@ __all__ = ["AccessLines", "AccessLogger", "access_line"]
 
 logger = logging.getLogger("aiohttp_observe.access")
 
-_TOLD_BY_RECORD = ("timestamp", "level", "logger", "message")
+_TOLD_BY_RECORD = ("timestamp", "level", "logger", "message", "task")
 
 Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 
 
 def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
     """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` as plain data."""
-    path, status, span = exchange.path, exchange.status, exchange.span
+    path, status, span, task = exchange.path, exchange.status, exchange.span, exchange.task_name
+    client, agent = exchange.client_address, exchange.user_agent
     line = {
         "timestamp": timestamp(created),
         "level": "INFO",
@@ -37,6 +38,7 @@ def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exch
         # A third faster than with a format specifier.
         "trace_id": None if span is None else "%032x" % span.trace_id,  # noqa: UP031
         "span_id": None if span is None else "%016x" % span.span_id,  # noqa: UP031
+        "task": task,
         "http.request.method": exchange.method,
         "http.route": exchange.route,
         "url.path": path,
@@ -45,15 +47,12 @@ def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exch
         "busy_ms": _milliseconds(exchange.busy),
         "polls": exchange.polls,
         "longest_poll_ms": _milliseconds(exchange.longest_poll),
-        "client.address": exchange.client_address,
-        "user_agent.original": exchange.user_agent,
+        "client.address": client,
+        "user_agent.original": agent,
     }
-    if span is None:
-        del line["trace_id"], line["span_id"]
-    if exchange.client_address is None:
-        del line["client.address"]
-    if exchange.user_agent is None:
-        del line["user_agent.original"]
+    if span is None or task is None or client is None or agent is None:
+        line = {name: value for name, value in line.items() if value is not None}
+        line.setdefault("http.response.status_code", None)
     _add_rarities(line, exchange)
     for name, value in (fields or {}).items():
         line[f"{name}_" if name in line else name] = value

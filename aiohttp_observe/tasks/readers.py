@@ -1,54 +1,25 @@
-"""Who could take something out of a full queue, or give a permit back: known only if nobody unseen has it.
+"""Who could take something out of a full queue: known only if nobody unseen refers to it.
 
-Neither a queue nor a plain semaphore says who will.  But if every reference to it is a local
-variable of live tasks, or is in something that only these have (a closure's cell, an object, a
-dictionary), then nobody else can get at it.  All references to each link are counted: one
-that isn't found is somebody unseen.
+A queue says nothing of its readers.  But if every reference to it is a local variable of live
+tasks, or a closure's that these share, then nobody else can get at it; and of these tasks
+only those whose code there says ``get`` will.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from types import (
-    AsyncGeneratorType,
-    CodeType,
-    CoroutineType,
-    FrameType,
-    FunctionType,
-    GeneratorType,
-    ModuleType,
-    TracebackType,
-)
+from collections.abc import Iterable, Iterator
+from types import CellType, CodeType, FunctionType
 from typing import Any, Protocol
-from weakref import getweakrefcount
 
-from .chain import Chain, held_by
+from .chain import Chain, held_by, running_places
+from .places import is_library
 from .tracker import is_made_by_wait_for, number_of
 
-__all__ = ["says_get", "within_reach_of"]
+__all__ = ["may_release", "readers_of", "running_codes"]
 
 _TAKES = {"get", "get_nowait"}
-
-_DEEPEST = 6
-_WIDEST = 100
-_MOST = 20_000
-"""Links that are followed, things that one of them may have, and all looked into: the rest is unseen."""
-_SLICE = 50
-_SUSPENDED = (GeneratorType, AsyncGeneratorType)
-_NOT_FOLLOWED = (
-    CoroutineType,  # a task's own are looked at with it, and others, not yet awaited, are unseen
-    type,
-    ModuleType,
-    FrameType,
-    CodeType,
-    TracebackType,
-    asyncio.Future,
-    asyncio.AbstractEventLoop,
-)
 
 
 class Holder(Protocol):
@@ -57,89 +28,101 @@ class Holder(Protocol):
     resource: Any
 
 
-def within_reach_of(
-    holder: Holder, tasks: Iterable[asyncio.Task[Any]], known: int
-) -> Generator[None, None, list[int] | None]:
-    """The ids of the tasks that have its resource, found in slices; ``None`` if somebody unseen may.
+def readers_of(holder: Holder, tasks: Iterable[asyncio.Task[Any]], known: int) -> list[int] | None:
+    """The ids of the tasks that may read the queue; ``None`` if somebody unseen may.
 
     ``known`` is the number of references to it besides the holder's and the tasks'.
     """
     references = _References(holder)
-    found = []
-    for number, task in enumerate(tasks, 1):
-        if references.add(task):
-            found.append(number_of(task))
-        if number % _SLICE == 0:
-            yield
-    return found if references.are_all(known) else None
+    readers = [number_of(task) for task in tasks if references.add(task)]
+    if sys.getrefcount(holder.resource) != references.counted() + known + 2:  # the holder's, the call's
+        return None
+    return None if references.may_be_read_later() else readers
 
 
-def says_get(task: asyncio.Task[Any]) -> bool:
-    """Whether the code that ``task`` is in takes something out of a queue, or looks like it."""
+def may_release(task: asyncio.Task[Any]) -> bool:
+    """Whether the service's code that ``task`` is in gives back some permit, or looks like it."""
+    codes = (frame.f_code for frame in Chain(task, is_made_by_wait_for).frames)
     return any(
-        not _TAKES.isdisjoint(frame.f_code.co_names) for frame in Chain(task, is_made_by_wait_for).frames
+        "release" in code.co_names and not is_library(code.co_filename)
+        for code in (*codes, *running_codes(task))
     )
 
 
 class _References:
-    """The references to a resource, and to each thing that has one, that were found with tasks."""
+    """The references to a queue that frames of tasks hold, directly or by a closure's cell."""
 
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
-        self._counts: Counter[int] = Counter()
-        self._things: dict[int, Any] = {}
-        self._others: set[int] = set()
-        self._left = _MOST
+        self._direct = 0
+        self._cells: dict[int, CellType] = {}
+        self._functions: dict[int, FunctionType] = {}
+        self._started: set[CodeType] = set()
+        self._unseen = False
+
+    def counted(self) -> int:
+        return self._direct + len(self._cells)
 
     def add(self, task: asyncio.Task[Any]) -> bool:
-        """Look at the frames of ``task``; whether one of them leads to the resource."""
-        awaitables = list(_frames(task))
-        self._others.update(map(id, awaitables))  # each is looked at here, and nowhere else
-        return sum(self._count(held_by(awaitable), _DEEPEST) for awaitable in awaitables) > 0
+        """Look at the frames of ``task``; whether it may read the queue."""
+        reads = False
+        for code, held in _frames(task):
+            self._started.add(code)
+            if self._holds(held) and code.co_filename != asyncio.queues.__file__:
+                reads = reads or _takes(code)
+        for code in running_codes(task):
+            reads = reads or _takes(code)
+            shares = bool(code.co_cellvars or code.co_freevars)
+            self._unseen = self._unseen or (shares and code not in self._started)
+        return reads
 
-    def are_all(self, known: int) -> bool:
-        """Whether there are no others, with ``known`` ones to the resource."""
-        counts, things = self._counts, self._things
-        if sys.getrefcount(self._holder.resource) != counts[id(self._holder.resource)] + known + 2:
-            return False  # 2: the holder's, the call's
-        return all(sys.getrefcount(things[key]) == counts[key] + 2 for key in things) and not any(
-            type(thing) not in _SUSPENDED and getweakrefcount(thing) for thing in things.values()
+    def _holds(self, held: Iterable[Any]) -> bool:
+        found = False
+        for each in held:
+            if each is self._holder.resource:
+                self._direct += 1
+                found = True
+            elif type(each) is CellType and self._is_content_of(each):
+                self._cells[id(each)] = each
+                found = True
+            elif type(each) is FunctionType:
+                self._functions[id(each)] = each
+        return found
+
+    def _is_content_of(self, cell: CellType) -> bool:
+        try:
+            return cell.cell_contents is self._holder.resource
+        except ValueError:  # not yet assigned
+            return False
+
+    def may_be_read_later(self) -> bool:
+        """Whether a function that hasn't been started shares the closure and reads from it, or may."""
+        return self._unseen or any(
+            function.__code__ not in self._started
+            and _takes(function.__code__)
+            and any(id(cell) in self._cells for cell in function.__closure__ or ())
+            for function in self._functions.values()
         )
 
-    def _count(self, held: Iterable[Any], depth: int) -> int:
-        leading = [id(each) for each in held if self._leads(each, depth)]
-        self._counts.update(leading)
-        return len(leading)
 
-    def _leads(self, each: Any, depth: int) -> bool:
-        if each is self._holder.resource or id(each) in self._things:
-            return True
-        if not depth or not self._left or id(each) in self._others or not gc.is_tracked(each):
-            return False
-        self._left -= 1
-        self._others.add(id(each))  # so that no circle is followed
-        if not self._count(_had_by(each), depth - 1):
-            return False
-        self._others.discard(id(each))
-        self._things[id(each)] = each
-        return True
+def _takes(code: CodeType) -> bool:
+    return not _TAKES.isdisjoint(code.co_names)
 
 
-def _had_by(each: Any) -> Sequence[Any]:
-    if isinstance(each, _NOT_FOLLOWED):
-        return ()
-    if isinstance(each, FunctionType):
-        return [each.__closure__]
-    had = held_by(each) if type(each) in _SUSPENDED else gc.get_referents(each)
-    return had if len(had) <= _WIDEST else ()
-
-
-def _frames(task: asyncio.Task[Any]) -> Iterator[Any]:
-    """The coroutines and generators of a task: of its await chain, or of what it runs."""
+def _frames(task: asyncio.Task[Any]) -> Iterator[tuple[CodeType, list[Any]]]:
+    """Code and references of each frame of a task: of its await chain, or of what it runs."""
     chain = Chain(task, is_made_by_wait_for)
-    yield from chain.awaitables
+    for awaitable, frame in zip(chain.awaitables, chain.frames, strict=True):
+        yield frame.f_code, held_by(awaitable)
     running = chain.awaitables[-1] if chain.awaitables else None
     while getattr(running, "cr_running", False):  # nothing is awaited: it is on the stack
         running = next((each for each in held_by(running) if getattr(each, "cr_running", False)), None)
         if running is not None:
-            yield running
+            yield running.cr_code, held_by(running)
+
+
+def running_codes(task: asyncio.Task[Any]) -> list[CodeType]:
+    """The service's own code that a task runs now, innermost first; not all of what it holds can be seen."""
+    if not getattr(task.get_coro(), "cr_running", False):
+        return []
+    return [code for _, code, _ in running_places(task) if not is_library(code.co_filename)]

@@ -8,16 +8,20 @@ holders of a lock acquired in any other way are unknown, and a running task show
 from __future__ import annotations
 
 import asyncio
+import dis
+import gc
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
+from functools import lru_cache
 from time import perf_counter
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType, MethodType
 from typing import Any
 
-from .blocks import entered_by
-from .chain import Chain
+from .blocks import EXIT_IS_APART, entered_by, managers_in
+from .chain import Chain, held_by
 from .deadlock import Need, cycles
 from .holding import held_seconds
 from .model import Frame, Resource
-from .readers import says_get, within_reach_of
+from .readers import may_release, readers_of, running_codes
 from .stacks import Reading, Stack
 from .tracker import number_of
 from .waits import registered_state
@@ -30,6 +34,7 @@ _HELD = (asyncio.Lock, asyncio.Semaphore)
 _JAMS = (*_HELD, asyncio.Queue)
 _ACQUIRE = asyncio.Lock.acquire.__code__
 _SLICE = 2000
+_SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 _LONGEST_STATE = 100
@@ -151,16 +156,28 @@ class Meetings:
         plain = set().union(*(_behind(cycle, needs) for cycle in found)) & jammed.keys()
         plain = {number for number in plain if type(jammed[number].resource) is asyncio.Semaphore}
         if plain:
-            # These don't tell how many they let in: whoever has one may give back a permit.
             for number in plain:
-                others = yield from self._within_reach_of(jammed[number])
-                if others is None:
-                    del needs[number]
-                else:
-                    needs[number] = Need([*dict.fromkeys([*jammed[number].holders, *others])], any_of=True)
+                needs[number] = self._need_of_plain(jammed[number])
+                yield
             found = yield from cycles(needs)
         certain = [cycle for cycle in found if self._is_certain(_behind(cycle, needs))]
         return tuple(tuple(filter(self.tasks.get, cycle)) for cycle in certain)
+
+    def _need_of_plain(self, meeting: _Meeting) -> Need:
+        """Who may give back a permit of a semaphore that doesn't tell how many it let in.
+
+        So all that is entered anywhere is looked for, and whoever may have acquired it without
+        a block: that takes long, but only where there is a cycle.
+        """
+        seen = len(meeting.holders) + len(meeting.waiters)
+        if (EXIT_IS_APART and self._runs_in_a_block()) or _entered(meeting.resource) > seen:
+            return Need([], any_of=False)
+        others = [number_of(task) for task in self._live() if may_release(task)]
+        return Need([*dict.fromkeys([*meeting.holders, *others])], any_of=True)
+
+    def _runs_in_a_block(self) -> bool:
+        """Whether a running task may be inside of something: where exits lie apart, that can't be seen."""
+        return any(_has_blocks(code) for task in self._live() for code in running_codes(task))
 
     def _is_certain(self, stuck: Iterable[int]) -> bool:
         """Whether the tasks among these still wait as they did.
@@ -205,18 +222,12 @@ class Meetings:
         for meeting in self._known.values():
             writers = self._writers(meeting)
             if writers:
-                others = yield from self._within_reach_of(meeting)
-                readers = [number for number in others or () if number not in writers]
-                if readers:
-                    readers.sort(key=lambda number: number in self.tasks and not says_get(self.tasks[number]))
-                    needs[number_of(meeting.resource)] = Need([*readers, *writers], any_of=True)
+                known = sum(reading.resource is meeting.resource for reading in self._waits.values())
+                readers = readers_of(meeting, self._live(), known)
+                if readers and not set(readers) <= set(writers):
+                    needs[number_of(meeting.resource)] = Need(readers, any_of=True)
+                yield
         return needs
-
-    def _within_reach_of(self, meeting: _Meeting) -> Generator[None, None, list[int] | None]:
-        known = sum(
-            reading is not None and reading.resource is meeting.resource for reading in self.readings.values()
-        )
-        return (yield from within_reach_of(meeting, self._live(), known))
 
     def _writers(self, meeting: _Meeting) -> list[int]:
         """Those that wait to put something into it, for as long as it takes."""
@@ -243,6 +254,20 @@ class Meetings:
         if meeting is None:
             meeting = self._known[id(resource)] = _Meeting(resource)
         return meeting
+
+
+def _entered(semaphore: asyncio.Semaphore) -> int:
+    """How many are in or at an ``async with`` block of it, running tasks included."""
+    referrers = gc.get_referrers(semaphore)
+    if EXIT_IS_APART:
+        suspended = (each for each in referrers if type(each) in _SUSPENDED)
+        return sum(managers_in(held_by(each)).count(semaphore) for each in suspended)
+    return sum(type(each) is MethodType and each.__name__ == "__aexit__" for each in referrers)
+
+
+@lru_cache(maxsize=1024)
+def _has_blocks(code: CodeType) -> bool:
+    return any(each.argrepr == "__aexit__" for each in dis.get_instructions(code))
 
 
 def _behind(cycle: Iterable[int], needs: Mapping[int, Need]) -> set[int]:
