@@ -31,7 +31,7 @@ _FORWARDING_PREFIXES = (
     "x-origin", "x-vercel-",
 )  # fmt: skip
 _FORWARDING_WORDS = ("-via", "forward", "proxy")
-_FORWARDING_NAMES = ("clientip", "realip", "remoteaddr", "remoteip", "remoteuser", "realhost")
+_FORWARDING_NAMES = ("clientip", "connectingip", "realip", "remoteaddr", "remoteip", "remoteuser", "realhost")
 """Written with hyphens or without."""
 _OCTET = r"\.(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _loopback_host = re.compile(

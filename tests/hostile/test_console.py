@@ -126,6 +126,7 @@ async def test_a_request_meant_for_a_proxy_is_not_answered(unlocked: Doors, targ
         "X-Forwarded-For: 127.0.0.1", "x_forwarded_for: 127.0.0.1", "X_Forwarded_Host: localhost",
         "X-Forwarded:", "Forwarded:", "FORWARDED: for=127.0.0.1", "Forwarded-For: 127.0.0.1", "X-Real-IP:",
         "X_REAL_IP: 127.0.0.1", "X-Client-IP: ::1", "CF-Connecting-IP: ::1", "CF_Ray: 1",
+        "DO-Connecting-IP: ::1", "Via: 1.1 proxy",
         "X-BlueCoat-Via: 1", "X-Cluster-Client-IP: ::1", "Fastly-Client-IP: ::1", "X-ProxyUser-Ip: ::1",
         "X-Originating-IP: ::1", "X-Remote-IP: ::1", "X-Remote-Addr: ::1", "X-Host: localhost",
         "X-HTTP-Host-Override: localhost", "X-Scheme: http",
