@@ -41,6 +41,8 @@ _SETTLE_DELAY = 0.02
 """Requests, and seconds, after which what they left for later is done."""
 _SENT_AT_ONCE = 0.01
 """Seconds in which a response may well have been sent without waiting for anybody."""
+_RAISED = (Exception, asyncio.CancelledError)
+"""What a hook may raise.  Nobody cancels a plain call: it has asked a cancelled task for its result."""
 _SMALL = 65_536
 """Bytes that a transport takes without having anybody wait."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
@@ -266,14 +268,14 @@ class Recorder:
         for name, hook in self._started:
             try:
                 hook(exchange, request)
-            except Exception as exc:
+            except _RAISED as exc:
                 self.complain(name, exc)
 
     def _tell_finished(self, exchange: Exchange) -> None:
         for name, hook in self._finished:
             try:
                 hook(exchange)
-            except Exception as exc:
+            except _RAISED as exc:
                 self.complain(name, exc)
         self.unsettled.append(exchange)
         if len(self.unsettled) >= _SETTLE_COUNT:
@@ -292,7 +294,7 @@ class Recorder:
             except Exception as exc:
                 self.complain(name, exc)
 
-    def complain(self, name: str, exc: Exception) -> None:
+    def complain(self, name: str, exc: BaseException) -> None:
         """Count a failure of an observer, or of ours, and log it if it is the first of its kind."""
         self.scope.meter.internal_error(name)
         complaint = (name, type(exc))

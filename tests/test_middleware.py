@@ -277,6 +277,33 @@ async def test_a_broken_observer_never_hurts_a_request(
     assert all("observer Broken failed" in record.getMessage() for record in told)
 
 
+class Asking:
+    """Wants the result of something, at every opportunity."""
+
+    def __init__(self, something: asyncio.Future[None]) -> None:
+        self._something = something
+
+    def started(self, exchange: Exchange) -> None:
+        self._something.result()
+
+    def finished(self, exchange: Exchange) -> None:
+        self._something.result()
+
+
+async def test_an_observer_that_asks_a_cancelled_task_cancels_no_request(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    lost.cancel()
+    app = web.Application()
+    app.router.add_get("/hello", hello)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[Asking(lost), witness])
+    async with serving(app) as service:
+        assert (await service.get("/hello")).status == 200
+        assert (await witness.next()).status == 200
+    assert registry.get_sample_value("aiohttp_observe_internal_errors_total", {"observer": "Asking"}) == 2
+
+
 async def test_an_observer_that_always_fails_differently_does_not_flood_the_log(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, witness: Witness
 ) -> None:

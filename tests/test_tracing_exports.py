@@ -282,6 +282,26 @@ async def test_a_collector_that_is_down_holds_up_no_clean_up(
         assert not thread.is_alive()
 
 
+async def test_what_a_collector_that_hangs_has_not_answered_is_counted_by_clean_up(
+    collector: Receiver, monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
+) -> None:
+    """Once: neither is it left out, nor counted again when the exporter has waited long enough."""
+    monkeypatch.setattr("aiohttp_observe.tracing.provider._EXPORT_SECONDS", 0.2)
+    monkeypatch.setattr("aiohttp_observe.tracing.provider._ABORT_SECONDS", 0.2)
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    collector.answers.clear()
+    async with exporting(registry) as (service, _):
+        exporters = [thread for thread in threading.enumerate() if "SpanProcessor" in thread.name]
+        await asyncio.gather(*(service.get("/") for _ in range(7)))
+        await until(lambda: collector.requests, "the first batch")
+    assert registry.get_sample_value("aiohttp_observe_dropped_total", {"what": "spans"}) == 7
+    collector.status = 500
+    collector.answers.set()
+    await until(lambda: not any(thread.is_alive() for thread in exporters), "the exporter's end")
+    assert registry.get_sample_value("aiohttp_observe_dropped_total", {"what": "spans"}) == 7
+
+
 async def test_what_finds_the_queue_full_is_counted(
     collector: Receiver, monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
 ) -> None:

@@ -31,7 +31,7 @@ _FORWARDING_PREFIXES = (
     "x-origin", "x-vercel-",
 )  # fmt: skip
 _FORWARDING_WORDS = ("-via", "forward", "proxy")
-_FORWARDING_NAMES = ("clientip", "realip", "remoteaddr", "remoteip", "remoteuser", "realhost")
+_FORWARDING_NAMES = ("clientip", "connectingip", "realip", "remoteaddr", "remoteip", "remoteuser", "realhost")
 """Written with hyphens or without."""
 _OCTET = r"\.(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _loopback_host = re.compile(
@@ -97,7 +97,9 @@ class Gate:
 
     def accepts(self, token: str) -> bool:
         """Whether ``token`` is the right one."""
-        return self._token is not None and hmac.compare_digest(token.encode(errors="replace"), self._token)
+        # Not "replace": a byte that isn't UTF-8, which aiohttp hands on as a surrogate, would pass for "?".
+        given = token.encode(errors="surrogatepass")
+        return self._token is not None and hmac.compare_digest(given, self._token)
 
     def start_session(self, request: web.Request, response: web.StreamResponse, path: str) -> None:
         """Give the browser a cookie in place of the token it has shown."""

@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -125,8 +126,9 @@ class OwnProvider(TracerProvider):
 class Batches(BatchSpanProcessor):
     """The SDK's, but what it drops is counted, and its end is bounded."""
 
-    def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
+    def __init__(self, exporter: _Counted, meter: Meter) -> None:
         super().__init__(exporter)
+        self._counted = exporter
         self._meter = meter
         self._taking = threading.RLock()  # a finalizer may end a span in the midst of it
 
@@ -147,12 +149,13 @@ class Batches(BatchSpanProcessor):
     def shutdown(self) -> None:
         """Export what is queued, within six seconds: the interpreter, too, waits for this at its end.
 
-        A collector that is down would have the exporter retry; then what is left is lost, and counted.
+        A collector that is down would have the exporter retry; then what is left is lost, and counted,
+        and so is what a collector that hangs has been sent without an answer.
         """
         batches = self._batch_processor
         batches.shutdown(int(_EXPORT_SECONDS * 1000))
         batches._worker_thread.join(_ABORT_SECONDS)
-        left = len(batches._queue)
+        left = len(batches._queue) + self._counted.give_up()
         if left:
             batches._queue.clear()
             self._meter.dropped("spans", left)
@@ -172,17 +175,27 @@ class _Counted(SpanExporter):
     def __init__(self, exporter: SpanExporter, meter: Meter) -> None:
         self._exporter = exporter
         self._meter = meter
+        self._sending: list[int] = []
         self._shut_down = False
 
     def export(self, spans: Any) -> SpanExportResult:
         result = SpanExportResult.FAILURE
+        self._sending.append(len(spans))
         try:
             if not self._shut_down:
                 result = self._exporter.export(spans)
         finally:
-            if result is not SpanExportResult.SUCCESS:
-                self._meter.dropped("spans", len(spans))
+            with suppress(IndexError):  # given up, and counted, meanwhile
+                sent = self._sending.pop()
+                if result is not SpanExportResult.SUCCESS:
+                    self._meter.dropped("spans", sent)
         return result
+
+    def give_up(self) -> int:
+        """No longer wait for the answer to what is being sent; returns how many spans that is."""
+        with suppress(IndexError):
+            return self._sending.pop()
+        return 0
 
     def shutdown(self) -> None:
         if not self._shut_down:

@@ -125,7 +125,8 @@ async def test_a_request_meant_for_a_proxy_is_not_answered(unlocked: Doors, targ
     [
         "X-Forwarded-For: 127.0.0.1", "x_forwarded_for: 127.0.0.1", "X_Forwarded_Host: localhost",
         "X-Forwarded:", "Forwarded:", "FORWARDED: for=127.0.0.1", "Forwarded-For: 127.0.0.1", "X-Real-IP:",
-        "X_REAL_IP: 127.0.0.1", "X-Client-IP: ::1", "CF-Connecting-IP: ::1", "CF_Ray: 1", "Via: 1.1 proxy",
+        "X_REAL_IP: 127.0.0.1", "X-Client-IP: ::1", "CF-Connecting-IP: ::1", "CF_Ray: 1",
+        "DO-Connecting-IP: ::1", "Via: 1.1 proxy",
         "X-BlueCoat-Via: 1", "X-Cluster-Client-IP: ::1", "Fastly-Client-IP: ::1", "X-ProxyUser-Ip: ::1",
         "X-Originating-IP: ::1", "X-Remote-IP: ::1", "X-Remote-Addr: ::1", "X-Host: localhost",
         "X-HTTP-Host-Override: localhost", "X-Scheme: http",
@@ -216,6 +217,12 @@ async def test_a_websocket_leads_nowhere(locked: Doors, target: str) -> None:
 async def test_nothing_forged_opens(locked: Doors, credentials: str) -> None:
     for port in (str(locked.own), str(locked.apart), "unix"):
         await locked.are_shut(request(DOCUMENT, credentials.replace("{port}", port)))
+
+
+async def test_a_byte_that_is_no_text_passes_for_no_other(tmp_path: Path) -> None:
+    async with doors(tmp_path, "who?") as locked:
+        await locked.are_open(request(DOCUMENT, "Authorization: Bearer who?"))
+        await locked.are_shut(request(DOCUMENT, "Authorization: Bearer who\udcff"))
 
 
 async def test_a_session_is_good_for_no_page_but_ours(locked: Doors) -> None:
