@@ -38,6 +38,21 @@ SECRETS = (
 )  # fmt: skip
 """The names that are secret unless a service says otherwise."""
 
+_HINTS = (
+    "pass",
+    "pwd",
+    "secret",
+    "token",
+    "jwt",
+    "authorization",
+    "cookie",
+    "key",
+    "credential",
+    "session",
+    "sig",
+)
+"""In lower case, what each of these names has in it: most texts have none, and needn't be read closely."""
+
 SecretNames = Callable[[str], bool]
 """Whether a name is that of a secret."""
 
@@ -114,13 +129,19 @@ def in_text(text: str) -> str:
     """
     if "://" in text and "@" in text:
         text = _credentials.sub(f"{MARK}@", text)
-    if "=" in text or "'" in text or '"' in text:
-        text = _without_values(text)
-    if ":" in text:
-        text = _header.sub(rf"\1: {MARK}", text)
+    if ("=" in text or ":" in text or "'" in text or '"' in text) and _hints_at_secrets(text):
+        text = _header.sub(rf"\1: {MARK}", _without_values(text))
     if "Bearer " in text or "Basic " in text:
         text = _scheme.sub(rf"\1 {MARK}", text)
     return text
+
+
+def _hints_at_secrets(text: str) -> bool:
+    lower = text.lower()
+    for hint in _HINTS:
+        if hint in lower:
+            return True
+    return "%" in text  # a name may be spelt with escapes
 
 
 def _without_values(text: str) -> str:

@@ -7,6 +7,7 @@ import base64
 import json
 from typing import Any
 
+import pytest
 from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -25,6 +26,7 @@ from aiohttp_observe import (
     setup_observability,
     spawn,
 )
+from aiohttp_observe.redaction import MARK, SECRETS, in_text
 from tests.service import PATIENCE, Service, serving
 from tests.test_logs import Output
 
@@ -156,3 +158,8 @@ def _places(text: str, part: str) -> list[int]:
         places.append(at)
         at = text.find(part, at + 1)
     return places
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_every_secret_name_is_looked_for(name: str) -> None:
+    assert in_text(f"sent {name}=hush, {name.upper()}='hush'") == f"sent {name}={MARK}, {name.upper()}={MARK}"
