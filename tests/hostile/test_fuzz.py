@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 
 from tests.hostile.target import TOKEN, Connection, Target, target
 
+# The server runs in another thread of this process, and draws its ids from `random` while a
+# strategy draws here, which hypothesis takes for the strategy's doing.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 quick = settings(
     max_examples=250,
     derandomize=True,
