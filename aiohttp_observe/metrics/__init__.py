@@ -3,7 +3,7 @@
 ``description``  `Metrics`: the options
 ``instruments``  the metrics of one registry
 ``server``       the requests of one application, observed a few at once
-``tally``        observations of a few requests, told to their histograms together
+``tally``        many observations of one series, told to its histogram together
 ``scraped``      the gauges computed when somebody scrapes
 ``page``         what answers a scrape
 ``pieces``       a registry collected in pieces, for the loop's sake

@@ -1,6 +1,7 @@
 """Tracing: one server span a request, spans around costly awaits, and whose context they share.
 
-``server``        the server span and its attributes
+``server``        the server span of each request
+``facts``         what it tells: its attributes, made when they are read
 ``span``          what that span is made of
 ``blocks``        stretches in which the loop was held
 ``operation``     manual spans
