@@ -35,7 +35,7 @@ class _Series:
     def __init__(self, instruments: Instruments, outcome: _Outcome) -> None:
         method, route, _, _ = outcome
         self._duration = Timed(instruments.duration.labels(*map(label, outcome)))
-        if route is MALFORMED:  # it never started
+        if route == MALFORMED:  # it never started
             return
         self._busy = observing_all(instruments.busy.labels(method, route))
         self._request_size = observing_all(instruments.request_size.labels(method, route))
