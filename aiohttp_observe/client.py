@@ -23,6 +23,9 @@ from weakref import WeakKeyDictionary, ref
 import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_app import (
+    Application,  # web.Application is what an active OpenTelemetry instrumentor replaces
+)
 from opentelemetry.instrumentation._semconv import _StabilityMode
 from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.trace import Status, StatusCode
@@ -35,7 +38,7 @@ from opentelemetry.util.http import (
 )
 
 from .exchange import Meter, NullMeter, Scope, SpanIds, Step, current_exchange, current_scope
-from .options import check_flag
+from .options import check_flag, check_instance
 from .redaction import exception_event, in_url
 
 __all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
@@ -103,6 +106,7 @@ def client_trace_config(app: web.Application | None = None) -> aiohttp.TraceConf
 def _settings_of(app: web.Application | None) -> _Settings:
     if app is None:
         return _DEFAULTS
+    check_instance("client_session(app)", app, (Application, type(None)))
     settings = app.get(_SETTINGS)
     if settings is None:
         raise RuntimeError(

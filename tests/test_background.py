@@ -591,3 +591,8 @@ async def test_a_coroutine_that_is_not_spawned_is_closed(trace: Any) -> None:
     with pytest.raises(ValueError, match=r"spawn\(trace=...\)"):
         spawn(coroutine, trace=trace)
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+
+async def test_a_back_off_without_a_restart_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"spawn\(backoff=...\) is for workers: say restart="):
+        spawn(work_twice(), backoff=(0.5, 5.0))

@@ -765,3 +765,9 @@ async def test_an_application_whose_calls_are_not_observed_is_refused(
         setup_observability(app, metrics=None, logs=None, client=None)
     with pytest.raises(RuntimeError, match=r"call setup_observability\(app\) first, without client=None"):
         make(app)
+
+
+@pytest.mark.parametrize("make", [client_session, client_trace_config])
+async def test_what_is_no_application_is_refused(make: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match=r"client_session\(app\) takes Application or None, got 5 \(int\)"):
+        make(5)

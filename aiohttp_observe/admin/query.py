@@ -13,11 +13,17 @@ _MOST_TASKS = 100_000
 _MOST_SECONDS = 60.0
 
 
-def _finite(text: str) -> float:
+def _seconds(text: str) -> float:
     number = float(text)
-    if not isfinite(number):
+    if not text.isascii() or not isfinite(number) or number < 0:
         raise ValueError
     return number
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():  # int() takes every script's digits, and underscores
+        raise ValueError
+    return int(text)
 
 
 _TAKES: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -26,9 +32,9 @@ _TAKES: dict[str, tuple[Callable[[str], Any], str]] = {
     "coro": (str, "part of a name"),
     "request_id": (str, "a request id"),
     "search": (str, "words"),
-    "min_age": (_finite, "a number of seconds"),
-    "limit": (int, "a whole number"),
-    "frames": (int, "a whole number"),
+    "min_age": (_seconds, "a number of seconds"),
+    "limit": (_whole, "a whole number"),
+    "frames": (_whole, "a whole number"),
     "sort": (str, "an order"),
 }
 FILTERS = ("state", "wait", "coro", "request_id", "search", "min_age")
@@ -54,7 +60,7 @@ def _converted(name: str, value: str) -> Any:
 def seconds_of(query: Mapping[str, str]) -> float:
     """For how long to look; 5 unless told."""
     try:
-        seconds = _finite(query.get("seconds", "5"))
+        seconds = _seconds(query.get("seconds", "5"))
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= _MOST_SECONDS:

@@ -16,6 +16,9 @@ __all__ = ["spawn"]
 
 T = TypeVar("T")
 
+_BACKOFF = (1.0, 60.0)
+"""Seconds before a worker's first restart, and the most."""
+
 
 @overload
 def spawn(
@@ -24,7 +27,7 @@ def spawn(
     name: str | None = None,
     trace: Trace = "link",
     restart: Literal["never"] | None = None,
-    backoff: tuple[float, float] = (1.0, 60.0),
+    backoff: tuple[float, float] = _BACKOFF,
 ) -> asyncio.Task[T]: ...
 
 
@@ -35,7 +38,7 @@ def spawn(
     name: str | None = None,
     trace: Trace = "link",
     restart: Restart,
-    backoff: tuple[float, float] = (1.0, 60.0),
+    backoff: tuple[float, float] = _BACKOFF,
 ) -> asyncio.Task[T]: ...
 
 
@@ -45,7 +48,7 @@ def spawn(
     name: str | None = None,
     trace: Trace = "link",
     restart: Restart | None = None,
-    backoff: tuple[float, float] = (1.0, 60.0),
+    backoff: tuple[float, float] = _BACKOFF,
 ) -> asyncio.Task[Any]:
     """Run a coroutine as a supervised background task, and return the task.
 
@@ -122,6 +125,8 @@ def _check(work: Any, name: Any, trace: Any, restart: Any, backoff: Any) -> None
     check_choice("spawn(trace=...)", trace, ("link", "child", "none"))
     if restart is None:
         check_coroutine("spawn", work)
+        if backoff != _BACKOFF:
+            raise ValueError("spawn(backoff=...) is for workers: say restart='on-failure' or 'always', too")
         return
     check_choice("spawn(restart=...)", restart, ("never", "on-failure", "always"))
     _check_backoff(backoff)

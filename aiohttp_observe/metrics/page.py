@@ -29,6 +29,8 @@ class Gate(Protocol):
 _FORMATS = 4
 """Encoded at a time.  A client may ask for any number of them, by version."""
 
+_NO_DIRECTORY = "503: PROMETHEUS_MULTIPROC_DIR isn't there any more: make it anew, and restart the workers\n"
+
 _Encode = Callable[[Collector], bytes]
 
 
@@ -49,6 +51,8 @@ class MetricsPage:
         refusal = None if self._gate is None else self._gate.check(request)
         if refusal is not None:
             return refusal
+        if _lacks_directory():
+            return web.Response(status=503, text=_NO_DIRECTORY)
         encode, content_type = self._format_for(request.headers.get("Accept", ""))
         body = await asyncio.shield(self._encoding(encode, content_type))
         # aiohttp refuses a content_type argument that carries parameters.
@@ -83,6 +87,11 @@ class MetricsPage:
 
     async def close(self, app: web.Application) -> None:
         self._thread.shutdown(wait=False)
+
+
+def _lacks_directory() -> bool:
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return directory is not None and not os.path.isdir(directory)
 
 
 def _chosen(accept: str) -> tuple[_Encode, str]:

@@ -382,6 +382,9 @@ async def answering(session: aiohttp.ClientSession, url: str) -> None:
     [
         ("limit=x", "limit"),
         ("limit=-1", "limit"),
+        ("limit=٣", "limit"),
+        ("limit=1_0", "limit"),
+        ("min_age=-1", "min_age"),
         ("frames=1e9", "frames"),
         ("min_age=soon", "min_age"),
         ("state=odd", "state"),
