@@ -519,7 +519,7 @@ async def test_the_name_defaults_to_the_coroutines() -> None:
     await task
 
 
-@pytest.mark.parametrize("work", [return_seven, None, 7], ids=repr)
+@pytest.mark.parametrize("work", [return_seven, None, 7])
 async def test_only_coroutines_are_spawned(work: Any) -> None:
     with pytest.raises(TypeError, match=r"spawn\(\) takes a coroutine, got .*: call the coroutine function"):
         spawn(work)

@@ -695,7 +695,7 @@ async def generate() -> AsyncIterator[int]:
     yield 1
 
 
-@pytest.mark.parametrize("function", [synchronous, generate, Orders, Shop.__dict__["opened"], 7], ids=repr)
+@pytest.mark.parametrize("function", [synchronous, generate, Orders, Shop.__dict__["opened"], 7])
 def test_only_coroutine_functions_are_timed(function: Any) -> None:
     with pytest.raises(TypeError, match=r"@timeit takes a coroutine function, got .*: write 'async def'"):
         timeit(function)

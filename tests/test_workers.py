@@ -478,7 +478,7 @@ async def test_a_job_is_no_orphan(registry: CollectorRegistry) -> None:
         assert not row.orphan
 
 
-@pytest.mark.parametrize("work", [return_seven, None], ids=repr)
+@pytest.mark.parametrize("work", [return_seven, None])
 async def test_only_coroutines_are_supervised(work: Any) -> None:
     with pytest.raises(TypeError, match=r"supervised\(\) takes a coroutine, got .*: call the"):
         await supervised(work)
