@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from aiohttp.web_app import _cached_build_middleware
 from prometheus_client import CollectorRegistry
 
 
@@ -10,3 +13,13 @@ from prometheus_client import CollectorRegistry
 def registry() -> CollectorRegistry:
     """A registry of the test's own, so that no test sees another one's numbers."""
     return CollectorRegistry()
+
+
+@pytest.fixture(autouse=True)
+def _no_application_outlives_its_test() -> Iterator[None]:
+    """aiohttp keeps the last thousand pairs of a handler and its applications.
+
+    That is all that two thousand tests have made, for each garbage collection to walk.
+    """
+    yield
+    _cached_build_middleware.cache_clear()
