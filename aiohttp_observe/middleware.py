@@ -101,8 +101,12 @@ class Recorder:
         self._finished: list[tuple[str, Callable[[Exchange], None]]] = []
         self._settle: list[tuple[str, Callable[[Sequence[Exchange]], None]]] = []
         self.unsettled: deque[Exchange] = deque()
-        self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
         self._settling: asyncio.TimerHandle | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: whoever held the lock is the parent's."""
+        self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
 
     def add(self, name: str, observer: object) -> None:
         """Call ``observer``'s hooks from now on, after those added before it."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cache
 from inspect import iscoroutinefunction
 from typing import Any
+from weakref import WeakSet
 
 from aiohttp import web
 from aiohttp.web_app import (
@@ -254,6 +257,9 @@ class Observability:
         """What was left for later is done before a scrape, at clean-up, and at an exit without one."""
         settle = self.recorder.settle
         atexit.register(settle)
+        _settle_before_forks()
+        _running.add(self.recorder)
+        stack.callback(_running.discard, self.recorder)
         stack.callback(atexit.unregister, settle)
         stack.callback(settle)
         stack.callback(self.recorder.look_around)
@@ -310,6 +316,25 @@ class Observability:
 
         timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()
+
+
+_running: WeakSet[Recorder] = WeakSet()
+
+
+@cache
+def _settle_before_forks() -> None:
+    """Else a forked child would do, at its end, what the parent has yet to do."""
+    os.register_at_fork(before=_settle_all, after_in_child=_renew_all)
+
+
+def _settle_all() -> None:
+    for recorder in list(_running):
+        recorder.settle()
+
+
+def _renew_all() -> None:
+    for recorder in _running:
+        recorder.renew()
 
 
 class _Closing:

@@ -15,6 +15,11 @@ from typing import Any
 from .table import Table
 
 ROOMS = ("request", "floors", "client", "logs", "tasks", "loopwatch", "scrape", "memory")
+ON_DEMAND = ("instructions",)
+"""Rooms that take long, or what isn't everywhere."""
+
+
+_ROOMS_HELP = f"of {', '.join((*ROOMS, *ON_DEMAND))}; default: all but {', '.join(ON_DEMAND)}"
 
 
 def main() -> None:
@@ -37,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, default 3")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("rooms", nargs="*", default=list(ROOMS), help=f"of {', '.join(ROOMS)}; default: all")
+    parser.add_argument("rooms", nargs="*", metavar="room", default=list(ROOMS), help=_ROOMS_HELP)
     return parser
 
 

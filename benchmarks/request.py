@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +146,9 @@ def upstream() -> Iterator[int]:
 
 
 @contextmanager
-def process(module: list[str]) -> Iterator[tuple[int, int]]:
-    """A server's process id and port, as it prints it on standard error."""
-    command = [sys.executable, "-W", "ignore", "-m", *module]
+def process(module: list[str], under: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
+    """A server's process id and port, as it prints it on standard error; it is run by ``under``."""
+    command = [*under, sys.executable, "-W", "ignore", "-m", *module]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process.pid, _port(process)

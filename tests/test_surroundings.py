@@ -272,7 +272,7 @@ def test_the_directory_of_several_processes_metrics_is_gone(tmp_path: Path) -> N
 
 
 FORKING = """
-import asyncio, os, sys
+import asyncio, atexit, os, sys
 import aiohttp
 from aiohttp import web
 from aiohttp_observe import setup_observability
@@ -293,6 +293,7 @@ async def main():
             assert response.status == 200
         child = os.fork()
         if not child:
+            atexit._run_exitfuncs()  # the loop is the parent's: to go through its end would disturb it
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         async with session.get(url) as response:
