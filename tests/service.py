@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from aiohttp import web
 
 from aiohttp_observe import Exchange
 
-__all__ = ["PATIENCE", "ROOT", "Answer", "Service", "Witness", "run_python", "serving", "until"]
+__all__ = ["PATIENCE", "ROOT", "Answer", "Service", "Witness", "free_port", "run_python", "serving", "until"]
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0
@@ -107,6 +109,14 @@ async def until(true: Callable[[], object], what: str) -> None:
     while not true():
         assert asyncio.get_running_loop().time() < deadline, f"waited in vain for {what}"
         await asyncio.sleep(0.005)
+
+
+def free_port() -> int:
+    """One that nothing listens on, of those that no system gives away on its own, as to the next test."""
+    while True:
+        port = random.randint(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,6 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import unused_port
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
 from opentelemetry.trace import StatusCode, TraceFlags
@@ -33,7 +32,7 @@ from aiohttp_observe import (
     setup_observability,
 )
 from tests.calls import DURATION, PHASES, Pair, call_once, fetch, serving_pair
-from tests.service import PATIENCE, serving
+from tests.service import PATIENCE, free_port, serving
 from tests.spans import Spans, attributes, ids
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -96,7 +95,7 @@ async def test_a_call_leaves_the_current_span_as_it_was(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         await fetch(pair, session)
         with suppress(aiohttp.ClientError):
-            await session.get(f"http://127.0.0.1:{unused_port()}/")
+            await session.get(f"http://127.0.0.1:{free_port()}/")
         with operation("after"):
             pass
 
@@ -519,7 +518,7 @@ async def test_a_calls_exemplar_is_its_own_span(pair: Pair) -> None:
 
 
 async def test_hosts_beyond_the_limit_are_one(registry: CollectorRegistry) -> None:
-    ports = [unused_port() for _ in range(2)]
+    ports = [free_port() for _ in range(2)]
     app = web.Application()
     setup_observability(app, metrics=Metrics(registry=registry, max_hosts=2), logs=None)
 

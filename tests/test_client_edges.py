@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import unused_port
 from aiohttp_retry import ExponentialRetry, RetryClient
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -24,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from aiohttp_observe import client_session, operation, request_id, take_snapshot
 from aiohttp_observe.client import _Call
 from tests.calls import DURATION, PHASES, Pair, call_once, fetch, serving_pair
-from tests.service import PATIENCE, run_python, serving, until
+from tests.service import PATIENCE, free_port, run_python, serving, until
 from tests.spans import Spans, attributes, ids
 from tests.tls import Tls, make_tls
 
@@ -150,7 +149,7 @@ async def test_a_call_that_is_sent_once_has_no_count_of_resends(pair: Pair) -> N
 
 
 async def test_a_redirect_into_the_void_tells_what_came_last(pair: Pair) -> None:
-    port = unused_port()
+    port = free_port()
 
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -311,7 +310,7 @@ async def test_a_kept_connection_that_turns_out_closed_costs_a_resend(pair: Pair
 
 
 async def test_a_refused_connection_was_in_its_phase(pair: Pair) -> None:
-    port = unused_port()
+    port = free_port()
 
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -628,7 +627,7 @@ async def test_calls_leave_nothing_behind_however_they_end(pair: Pair) -> None:
             with suppress(asyncio.TimeoutError):
                 await session.get(f"{pair.target}/never", timeout=aiohttp.ClientTimeout(total=0.05))
 
-    port = unused_port()
+    port = free_port()
     await call_once(pair, call)
     gc.collect()
     await told_of(pair, 18)
@@ -771,7 +770,7 @@ async def test_a_proxy_that_refuses_the_tunnel_is_told(pair: Pair) -> None:
 async def test_a_proxy_that_is_not_there_is_told(pair: Pair) -> None:
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         with pytest.raises(aiohttp.ClientProxyConnectionError):
-            await session.get("http://shop.test/", proxy=f"http://127.0.0.1:{unused_port()}")
+            await session.get("http://shop.test/", proxy=f"http://127.0.0.1:{free_port()}")
 
     await call_once(pair, call)
     assert await told_of(pair) == [Told("GET", "shop.test", 80, "", "ClientProxyConnectionError")]

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aiohttp_observe import Metrics, operation, setup_observability, spawn, timeit
 from tests.real import require
-from tests.service import PATIENCE, ROOT, Service, Witness, serving
+from tests.service import PATIENCE, ROOT, Service, Witness, free_port, serving
 from tests.test_failures import PROVOKED
 
 DURATION = "http_server_request_duration_seconds"
@@ -311,12 +310,6 @@ def test_promtool_finds_nothing_wrong(registry: CollectorRegistry) -> None:
     check = [str(promtool), "check", "metrics"]
     done = subprocess.run(check, input=scraped, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

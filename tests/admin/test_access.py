@@ -11,11 +11,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer, unused_port
+from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Metrics, setup_observability
 from tests.real import require
+from tests.service import free_port
 
 TOKEN = "correct horse battery staple"
 SECRET = "the-secret-handler"
@@ -352,7 +353,7 @@ async def test_nginx_on_this_machine_opens_nothing(
     tmp_path: Path, open_to_this_machine: TestClient[web.Request, web.Application]
 ) -> None:
     nginx = require("nginx")
-    port = unused_port()
+    port = free_port()
     config = tmp_path / "nginx.conf"
     config.write_text(NGINX.format(folder=tmp_path, port=port, target=open_to_this_machine.port))
     process = await asyncio.create_subprocess_exec(nginx, "-c", config, "-p", tmp_path)

@@ -18,11 +18,10 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import unused_port
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Metrics, setup_observability
-from tests.service import Service, run_python, serving
+from tests.service import Service, free_port, run_python, serving
 
 Fetched = tuple[int, str]
 
@@ -64,7 +63,7 @@ def application(admin: Admin) -> web.Application:
 @asynccontextmanager
 async def apart(**options: Any) -> AsyncIterator[tuple[Service, int]]:
     """A service, and the port at which its console is served apart."""
-    port = unused_port()
+    port = free_port()
     async with serving(application(Admin(port=port, **options))) as service:
         yield service, port
 
@@ -159,7 +158,7 @@ async def test_another_process_that_still_serves_keeps_its_socket(
 
 
 async def test_the_port_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = unused_port()
+    port = free_port()
     monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_PORT", str(port))
     async with serving(application(Admin())):
         assert (await asyncio.to_thread(get, port, "/_tasks"))[0] == 200

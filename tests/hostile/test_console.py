@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import unused_port
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Metrics, setup_observability
 from aiohttp_observe.admin import stream
 from tests.hostile.wire import Reply, ask, request
-from tests.service import PATIENCE, serving, until
+from tests.service import PATIENCE, free_port, serving, until
 
 TOKEN = "correct horse battery staple"
 BEARER = f"Authorization: Bearer {TOKEN}"
@@ -64,7 +63,7 @@ class Doors:
 
 @asynccontextmanager
 async def doors(tmp_path: Path, token: str | None) -> AsyncIterator[Doors]:
-    app, port, path = web.Application(), unused_port(), tmp_path / "console"
+    app, port, path = web.Application(), free_port(), tmp_path / "console"
     admin = Admin(token=token, port=port, unix_socket=str(path), allow_cancel=True)
     setup_observability(app, logs=None, admin=admin, metrics=Metrics(registry=CollectorRegistry()))
     async with serving(app, shutdown_timeout=0.1) as service:
