@@ -116,6 +116,8 @@ class Exchange:
 
     ============================ ==========================================================
     ``request_id``               the ``X-Request-ID`` taken over or generated
+    ``drawn``                    the number that a generated one spells in hexadecimal digits, which is
+                                 also the id of a trace that begins with this request; else ``None``
     ``method``                   a standard method, or ``_OTHER`` (RFC 9110, RFC 5789)
     ``route``                    the route's template, ``_unmatched`` or ``_malformed``
     ``path``                     the raw path as sent, without the query
@@ -144,6 +146,7 @@ class Exchange:
     """
 
     # Class attributes for what a request begins with: a third of the cost of setting each.
+    drawn: int | None = None
     task_name: str | None = None
     status: int | None = None
     websocket: Websocket | None = None

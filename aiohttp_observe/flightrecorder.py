@@ -48,16 +48,14 @@ class FlightRecorder:
         """Sort in those that have ended since the last time."""
         self.total += len(ended)
         for exchange in ended:
-            self._family(exchange).add(exchange)
+            key = exchange.method, exchange.route
+            family = self._families.get(key) or self._new_family(key)
+            family.add(exchange)
 
-    def _family(self, exchange: Exchange) -> _Family:
-        key = exchange.method, exchange.route
-        family = self._families.get(key)
-        if family is None:
-            if len(self._families) >= _MOST_FAMILIES:
-                key = OTHER, OTHER
-            family = self._families.setdefault(key, _Family())
-        return family
+    def _new_family(self, key: tuple[str, str]) -> _Family:
+        if len(self._families) >= _MOST_FAMILIES:
+            key = OTHER, OTHER
+        return self._families.setdefault(key, _Family())
 
     def overview(self, state_of: StateOf) -> dict[str, Any]:
         """The document of ``/_tasks/requests``; works from any thread."""

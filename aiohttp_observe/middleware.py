@@ -319,15 +319,15 @@ def _as_sent(request: web.Request, received: int) -> int:
     return declared if unpacked and declared is not None else received
 
 
-def _new_id() -> str:
-    return "%032x" % getrandbits(128)  # noqa: UP031 - a third faster than with a format specifier
+def _spelt(drawn: int) -> str:
+    return "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
 
 
 def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchange:
     """Of a request that the parser refused: it never reached the application."""
     return Exchange(
         scope,
-        _new_id(),
+        _spelt(getrandbits(128)),
         method="_OTHER",
         route=MALFORMED,
         path="",
@@ -359,7 +359,11 @@ class Flight(Exchange):
             self.route = UNMATCHED
         self.started = perf_counter()
         self.scope = recorder.scope
-        self.request_id = claimed if claimed is not None and _well_formed_id(claimed) else _new_id()
+        if claimed is not None and _well_formed_id(claimed):
+            self.request_id = claimed
+        else:
+            self.drawn = drawn = getrandbits(128)
+            self.request_id = _spelt(drawn)
         self.method = _METHODS.get(request.method, "_OTHER")
         self.path = path if path.isascii() else valid(path)
         self.client_address = request.remote or None

@@ -88,6 +88,15 @@ def with_middlewares() -> web.Application:
     return web.Application(middlewares=[passing, passing])
 
 
+async def test_a_generated_request_id_is_that_of_the_trace_that_begins(spans: Spans) -> None:
+    exchange = await exchange_of(spans)
+    the_one(spans, exchange)
+    assert exchange.request_id == exchange.trace_id
+    for sent in ({"traceparent": PARENT}, {"X-Request-ID": "f" * 32}):
+        exchange = await exchange_of(spans, headers=sent)
+        assert exchange.request_id != exchange.trace_id
+
+
 async def test_a_plain_request_has_one_span(spans: Spans) -> None:
     exchange = await exchange_of(spans)
     assert the_one(spans, exchange)[0] == OURS

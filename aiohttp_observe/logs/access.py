@@ -28,16 +28,20 @@ Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
     """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` as plain data."""
     path, status, span, task = exchange.path, exchange.status, exchange.span, exchange.task_name
+    request_id = exchange.request_id
     client, agent = exchange.client_address, exchange.user_agent
+    trace_id = span_id = None
+    if span is not None:  # two thirds of the time of a format specifier
+        trace_id = request_id if span.trace_id == exchange.drawn else "%032x" % span.trace_id  # noqa: UP031
+        span_id = "%016x" % span.span_id  # noqa: UP031
     line = {
         "timestamp": timestamp(created),
         "level": "INFO",
         "logger": "aiohttp_observe.access",
         "message": f"{exchange.method} {path or exchange.route} {status or '-'}",
-        "request_id": exchange.request_id,
-        # A third faster than with a format specifier.
-        "trace_id": None if span is None else "%032x" % span.trace_id,  # noqa: UP031
-        "span_id": None if span is None else "%016x" % span.span_id,  # noqa: UP031
+        "request_id": request_id,
+        "trace_id": trace_id,
+        "span_id": span_id,
         "task": task,
         "http.request.method": exchange.method,
         "http.route": exchange.route,

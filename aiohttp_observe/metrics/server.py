@@ -44,8 +44,10 @@ class _Series:
 
     def observe(self, alike: Sequence[Exchange], *, exemplars: bool) -> None:
         self._duration.observe(
-            (exchange.duration or 0.0, exchange.span if exemplars and exchange.sampled else None)
-            for exchange in alike
+            [
+                (exchange.duration or 0.0, exchange.span if exemplars and exchange.sampled else None)
+                for exchange in alike
+            ]
         )
         if alike[0].route is MALFORMED:
             return

@@ -171,6 +171,7 @@ class _LightStarter:
         self.facts = facts
         self.processors = _Processors(tracer)
         self._new_trace_id, self._new_span_id = _id_makers(ids)
+        self._as_drawn = type(ids) is RandomIdGenerator
         self._bound = _bound_of(tracer.sampler)
         self._blind = _looks_at_no_attributes(tracer.sampler)
         self._sampled = TraceFlags(TraceFlags.SAMPLED | random)
@@ -179,7 +180,7 @@ class _LightStarter:
     def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
         if context is not NOTHING or self._bound is None:
             return self._ask(context, exchange, request)
-        trace_id = self._new_trace_id()
+        trace_id = (self._as_drawn and exchange.drawn) or self._new_trace_id()
         if trace_id & _TRACE_ID_LIMIT >= self._bound:
             return _DroppedSpan(trace_id, self._new_span_id(), self._dropped)
         span = ServerSpan.begun(self, trace_id, self._new_span_id(), self._sampled, exchange, request)
@@ -192,7 +193,8 @@ class _LightStarter:
         if parent is not None and parent.is_valid:
             trace_id, random = parent.trace_id, parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
         else:
-            parent, trace_id, random = None, self._new_trace_id(), int(self._dropped)
+            parent, random = None, int(self._dropped)
+            trace_id = (self._as_drawn and exchange.drawn) or self._new_trace_id()
         name = name_of(exchange.method, exchange.route)
         attributes = None if self._blind else attributes_of(self.facts(exchange, request))
         answer = self.tracer.sampler.should_sample(context, trace_id, name, SpanKind.SERVER, attributes, ())
