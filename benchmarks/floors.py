@@ -7,7 +7,6 @@ twice as long.
 from __future__ import annotations
 
 import asyncio
-import statistics
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from time import perf_counter
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 from prometheus_client import CollectorRegistry, Histogram
 
+from .rounds import interleaved
 from .stacks import provider
 from .table import Table
 
@@ -55,13 +55,9 @@ def tables(rounds: int) -> list[Table]:
 def _measured(rounds: int) -> list[Table]:
     parts = dict(_parts())
     parts[_SDK_SPAN] = _sdk_span()
-    found: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(rounds):
-        for name, call in parts.items():
-            found[name].append(_microseconds(call))
-    median = {name: statistics.median(each) for name, each in found.items()}
-    whole = median.pop(_SDK_SPAN)
-    rows = (*median.items(), ("sum", sum(median.values())), (_SDK_SPAN, whole))
+    found, _ = interleaved(parts, rounds, _microseconds)
+    whole = found.pop(_SDK_SPAN)
+    rows = (*found.items(), ("sum", sum(found.values())), (_SDK_SPAN, whole))
     return [Table("floors of the libraries, µs in a tight loop", ("what", "µs"), rows)]
 
 

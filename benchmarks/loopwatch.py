@@ -48,8 +48,10 @@ def tables(rounds: int) -> list[Table]:
 def _throughput(rounds: int) -> Table:
     contenders = {name: name for name in _WATCHES if name != _HANGS}
     found, failed = interleaved(contenders, rounds, _full_load)
-    rate, cpu = found[_WITHOUT]
-    rows = tuple((name, round(one), one / rate, other, other / cpu) for name, (one, other) in found.items())
+    wall, cpu = found[_WITHOUT]
+    rows = tuple(
+        (name, round(1e6 / one), wall / one, other, other / cpu) for name, (one, other) in found.items()
+    )
     columns = ("watch", "requests/s", "x without", "CPU per request, µs", "x without")
     title = "a server at full load, watched with a threshold of 50 ms"
     return Table(title, columns, rows, note(failed))
@@ -86,14 +88,14 @@ def _row(name: str, reports: list[_Report], blocks: int) -> tuple[Any, ...]:
 
 
 def _full_load(name: str) -> tuple[float, float]:
-    """Requests a second, and microseconds of server CPU for each: the load's own core may be the limit."""
+    """Microseconds from answer to answer, and of server CPU: the load's own core may be the limit."""
     traffic = Traffic("/")
     with _server(name) as (pid, port):
         asyncio.run(closed_loop(port, traffic, _CONNECTIONS, _WARM_UP_SECONDS))
         before, begun = cpu_seconds(pid), perf_counter()
         requests = len(asyncio.run(closed_loop(port, traffic, _CONNECTIONS, _SECONDS)))
         elapsed, spent = perf_counter() - begun, cpu_seconds(pid) - before
-    return requests / elapsed, spent / requests * 1e6
+    return elapsed / requests * 1e6, spent / requests * 1e6
 
 
 @contextmanager

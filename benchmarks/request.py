@@ -2,7 +2,7 @@
 
 CPU time is that of all the server's threads, from the operating system's accounting.  The
 server has one core, the load another.  Every stack is measured once a round, in turn, so
-that a noisy moment hits all alike; figures are medians over the rounds.
+that a noisy moment hits all alike; figures are the least over the rounds.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +21,10 @@ class NotMeasuredError(Exception):
 def interleaved(
     cases: Mapping[str, K], rounds: int, measure: Callable[[K], Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The median of each case, a number or a tuple of them; and why the others have none."""
+    """The least of each case, a number or a tuple of them; and why the others have none.
+
+    The least, since whatever else goes on on a machine only ever adds.
+    """
     found: dict[str, list[Any]] = {name: [] for name in cases}
     failed: dict[str, str] = {}
     for name in turns(cases, rounds):
@@ -31,13 +33,13 @@ def interleaved(
                 found[name].append(measure(cases[name]))
             except NotMeasuredError as exc:
                 failed[name] = str(exc)
-    return {name: _median(each) for name, each in found.items() if each}, failed
+    return {name: _least(each) for name, each in found.items() if each}, failed
 
 
-def _median(values: list[Any]) -> Any:
+def _least(values: list[Any]) -> Any:
     if isinstance(values[0], (tuple, list)):
-        return tuple(statistics.median(column) for column in zip(*values, strict=True))
-    return statistics.median(values)
+        return tuple(min(column) for column in zip(*values, strict=True))
+    return min(values)
 
 
 def turns(names: Iterable[str], rounds: int) -> Iterator[str]:
