@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
 
 from . import others
+from .floor import floor
 
 __all__ = ["OTHERS", "PARTS", "STACKS"]
 
@@ -107,6 +108,7 @@ STACKS: dict[str, Setup] = {
 PARTS: dict[str, Setup] = {
     "bare again": bare,
     "idle middleware": idle_middleware,
+    "floor at 1 %": floor,
     "no pillar": no_pillar,
     **{f"only {name}": only(name) for name in _PILLARS},
 }
