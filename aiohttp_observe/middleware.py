@@ -19,7 +19,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from random import getrandbits
+from random import Random
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -45,6 +45,8 @@ _RAISED = (Exception, asyncio.CancelledError)
 """What a hook may raise.  Nobody cancels a plain call: it has asked a cancelled task for its result."""
 _SMALL = 65_536
 """Bytes that a transport takes without having anybody wait."""
+_random = Random()
+"""Of our own: the service may seed the common one, and what is drawn here is shown to clients."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _METHODS = {
     name: name
@@ -105,8 +107,9 @@ class Recorder:
         self.renew()
 
     def renew(self) -> None:
-        """In a forked child: whoever held the lock is the parent's."""
+        """In a forked child: whoever held the lock is the parent's, and so are the ids to come."""
         self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
+        _random.seed()
 
     def add(self, name: str, observer: object) -> None:
         """Call ``observer``'s hooks from now on, after those added before it."""
@@ -327,7 +330,7 @@ def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchan
     """Of a request that the parser refused: it never reached the application."""
     return Exchange(
         scope,
-        _spelt(getrandbits(128)),
+        _spelt(_random.getrandbits(128)),
         method="_OTHER",
         route=MALFORMED,
         path="",
@@ -362,7 +365,7 @@ class Flight(Exchange):
         if claimed is not None and _well_formed_id(claimed):
             self.request_id = claimed
         else:
-            self.drawn = drawn = getrandbits(128)
+            self.drawn = drawn = _random.getrandbits(128)
             self.request_id = _spelt(drawn)
         self.method = _METHODS.get(request.method, "_OTHER")
         self.path = path if path.isascii() else valid(path)

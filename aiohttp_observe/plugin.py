@@ -258,6 +258,7 @@ class Observability:
         settle = self.recorder.settle
         atexit.register(settle)
         _settle_before_forks()
+        self.recorder.renew()  # the service may have been forked since it was set up
         _running.add(self.recorder)
         stack.callback(_running.discard, self.recorder)
         stack.callback(atexit.unregister, settle)

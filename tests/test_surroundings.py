@@ -310,6 +310,43 @@ def test_a_process_that_forks_while_it_serves_goes_on() -> None:
     assert done.stdout.count('"aiohttp_observe.access"') == 2
 
 
+IDS = """
+import asyncio, os, random
+import aiohttp
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def ok(request):
+    random.seed(7)
+    return web.Response()
+
+async def main(app):
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        for _ in range(2):
+            async with session.get(url) as response:
+                os.write(1, response.headers["X-Request-ID"].encode() + b"\\n")
+    await runner.cleanup()
+
+app = web.Application()
+app.router.add_get("/", ok)
+setup_observability(app, logs=None)
+child = os.fork()
+asyncio.run(main(app))
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_no_two_requests_have_the_same_id_though_workers_are_forked_and_random_is_seeded() -> None:
+    done = run_python(IDS)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == 4
+
+
 # The clock
 
 
