@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from random import Random
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
@@ -20,6 +21,7 @@ __all__ = [
     "LONGEST_TITLE",
     "MALFORMED",
     "OTHER",
+    "RANDOM",
     "SCOPE",
     "UNMATCHED",
     "Exchange",
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+RANDOM = Random()
+"""What ids are drawn from: the service may seed the common one, and clients see what this one draws."""
 
 OTHER = "_other"
 """What a label says for every value beyond its limit."""
@@ -116,8 +121,8 @@ class Exchange:
 
     ============================ ==========================================================
     ``request_id``               the ``X-Request-ID`` taken over or generated
-    ``drawn``                    the number that a generated one spells in hexadecimal digits, which is
-                                 also the id of a trace that begins with this request; else ``None``
+    ``drawn``                    the number that a generated one spells in hexadecimal digits, which a
+                                 trace that begins with this request may take as its id; else ``None``
     ``method``                   a standard method, or ``_OTHER`` (RFC 9110, RFC 5789)
     ``route``                    the route's template, ``_unmatched`` or ``_malformed``
     ``path``                     the raw path as sent, without the query

@@ -19,7 +19,6 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from random import Random
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -28,7 +27,18 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
 from .ending import has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
-from .exchange import CURRENT, LONGEST_TITLE, MALFORMED, UNMATCHED, Exchange, Scope, taken, title, valid
+from .exchange import (
+    CURRENT,
+    LONGEST_TITLE,
+    MALFORMED,
+    RANDOM,
+    UNMATCHED,
+    Exchange,
+    Scope,
+    taken,
+    title,
+    valid,
+)
 from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
 
@@ -45,8 +55,6 @@ _RAISED = (Exception, asyncio.CancelledError)
 """What a hook may raise.  Nobody cancels a plain call: it has asked a cancelled task for its result."""
 _SMALL = 65_536
 """Bytes that a transport takes without having anybody wait."""
-_random = Random()
-"""Of our own: the service may seed the common one, and what is drawn here is shown to clients."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _METHODS = {
     name: name
@@ -109,7 +117,7 @@ class Recorder:
     def renew(self) -> None:
         """In a forked child: whoever held the lock is the parent's, and so are the ids to come."""
         self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
-        _random.seed()
+        RANDOM.seed()
 
     def add(self, name: str, observer: object) -> None:
         """Call ``observer``'s hooks from now on, after those added before it."""
@@ -330,7 +338,7 @@ def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchan
     """Of a request that the parser refused: it never reached the application."""
     return Exchange(
         scope,
-        _spelt(_random.getrandbits(128)),
+        _spelt(RANDOM.getrandbits(128)),
         method="_OTHER",
         route=MALFORMED,
         path="",
@@ -365,7 +373,7 @@ class Flight(Exchange):
         if claimed is not None and _well_formed_id(claimed):
             self.request_id = claimed
         else:
-            self.drawn = drawn = _random.getrandbits(128)
+            self.drawn = drawn = RANDOM.getrandbits(128)
             self.request_id = _spelt(drawn)
         self.method = _METHODS.get(request.method, "_OTHER")
         self.path = path if path.isascii() else valid(path)

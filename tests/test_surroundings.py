@@ -314,11 +314,12 @@ IDS = """
 import asyncio, os, random
 import aiohttp
 from aiohttp import web
-from aiohttp_observe import setup_observability
+from aiohttp_observe import current_exchange, setup_observability
 
 async def ok(request):
     random.seed(7)
-    return web.Response()
+    exchange = current_exchange()
+    return web.Response(text=f"{exchange.trace_id} {exchange.span_id}")
 
 async def main(app):
     runner = web.AppRunner(app)
@@ -329,6 +330,9 @@ async def main(app):
         for _ in range(2):
             async with session.get(url) as response:
                 os.write(1, response.headers["X-Request-ID"].encode() + b"\\n")
+        for _ in range(3):
+            async with session.get(url, headers={"X-Request-ID": "of-a-proxy"}) as response:
+                os.write(1, await response.read() + b"\\n")
     await runner.cleanup()
 
 app = web.Application()
@@ -344,7 +348,7 @@ if child:
 def test_no_two_requests_have_the_same_id_though_workers_are_forked_and_random_is_seeded() -> None:
     done = run_python(IDS)
     assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) == 4
+    assert len(set(done.stdout.split())) == 2 * (2 + 3 * 2)
 
 
 # The clock

@@ -15,7 +15,7 @@ _MOST_SECONDS = 60.0
 
 def _seconds(text: str) -> float:
     number = float(text)
-    if not text.isascii() or not isfinite(number) or number < 0:
+    if not text.isascii() or "_" in text or not isfinite(number) or number < 0:
         raise ValueError
     return number
 

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from random import getrandbits
 from time import time_ns
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -38,7 +37,7 @@ from opentelemetry.trace import (
     TraceState,
 )
 
-from ..exchange import Exchange
+from ..exchange import RANDOM, Exchange
 from ..redaction import exception_event
 from .facts import Facts, attributes_of, is_our_error, name_of, outcome_of
 from .provider import Batches, Linker
@@ -215,7 +214,7 @@ def _id_makers(ids: IdGenerator) -> tuple[Callable[[], int], Callable[[], int]]:
     if type(ids) is not RandomIdGenerator:
         return ids.generate_trace_id, ids.generate_span_id
     # Zero, which isn't an id, comes up once in 2**64.
-    return partial(getrandbits, 128), partial(getrandbits, 64)
+    return partial(RANDOM.getrandbits, 128), partial(RANDOM.getrandbits, 64)
 
 
 def _is(sampler: Sampler, kind: type[Sampler]) -> bool:

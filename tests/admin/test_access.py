@@ -386,6 +386,7 @@ async def answering(session: aiohttp.ClientSession, url: str) -> None:
         ("limit=٣", "limit"),
         ("limit=1_0", "limit"),
         ("min_age=-1", "min_age"),
+        ("min_age=1_0", "min_age"),
         ("frames=1e9", "frames"),
         ("min_age=soon", "min_age"),
         ("state=odd", "state"),
