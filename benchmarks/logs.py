@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass
 from functools import partial
 from logging.handlers import QueueHandler, QueueListener
+from statistics import median
 from typing import Any, TextIO
 
 from aiohttp import web
@@ -53,7 +54,7 @@ def _cost(rounds: int) -> Table:
 
 def _stall(rounds: int) -> Table:
     contenders = {name: name for name in (_NOWHERE, _PLAIN, "structlog", _QUEUE, _OURS)}
-    found, failed = interleaved(contenders, rounds, lambda name: child("logs", "stall", name))
+    found, failed = interleaved(contenders, rounds, lambda name: child("logs", "stall", name), median)
     gaps = {name: gap for name, (gap, _, _) in found.items()}
     rows = tuple(
         (name, gap, gap / gaps[_NOWHERE], _blocked(gap), int(read), int(dropped))

@@ -105,7 +105,7 @@ def _handlers(stacks: list[str], rounds: int) -> Table:
 
 
 def _tail(stacks: list[str], rounds: int) -> Table:
-    found, failed = interleaved({stack: Case(stack) for stack in stacks}, rounds, _latency)
+    found, failed = interleaved({stack: Case(stack) for stack in stacks}, rounds, _latency, statistics.median)
     bare = found["bare"][1]
     rows = tuple((stack, p50, p99, p99 / bare) for stack, (p50, p99) in found.items())
     columns = ("stack", "p50", "p99", "p99 x bare")

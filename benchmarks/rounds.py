@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 __all__ = ["NotMeasuredError", "child", "interleaved", "note", "turns"]
@@ -19,11 +19,15 @@ class NotMeasuredError(Exception):
 
 
 def interleaved(
-    cases: Mapping[str, K], rounds: int, measure: Callable[[K], Any]
+    cases: Mapping[str, K],
+    rounds: int,
+    measure: Callable[[K], Any],
+    over_rounds: Callable[[Sequence[float]], float] = min,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The least of each case, a number or a tuple of them; and why the others have none.
+    """A figure for each case, or a tuple of them; and why the others have none.
 
-    The least, since whatever else goes on on a machine only ever adds.
+    Of a cost it is the least, since whatever else goes on on a machine only ever adds.  What is
+    the worst of a round already needs another ``over_rounds``, or one lucky round would hide it.
     """
     found: dict[str, list[Any]] = {name: [] for name in cases}
     failed: dict[str, str] = {}
@@ -33,13 +37,13 @@ def interleaved(
                 found[name].append(measure(cases[name]))
             except NotMeasuredError as exc:
                 failed[name] = str(exc)
-    return {name: _least(each) for name, each in found.items() if each}, failed
+    return {name: _figure(each, over_rounds) for name, each in found.items() if each}, failed
 
 
-def _least(values: list[Any]) -> Any:
+def _figure(values: list[Any], over_rounds: Callable[[Sequence[float]], float]) -> Any:
     if isinstance(values[0], (tuple, list)):
-        return tuple(min(column) for column in zip(*values, strict=True))
-    return min(values)
+        return tuple(over_rounds(column) for column in zip(*values, strict=True))
+    return over_rounds(values)
 
 
 def turns(names: Iterable[str], rounds: int) -> Iterator[str]:

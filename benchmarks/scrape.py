@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from statistics import median
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
@@ -33,7 +34,7 @@ for _ in sys.stdin:
 def tables(rounds: int) -> list[Table]:
     """Ours against prometheus-async's own handler."""
     cases = {f"{server}, {series:,}": (server, series) for series in _SERIES for server in _SERVERS}
-    found, failed = interleaved(cases, rounds, lambda case: child("scrape", *case))
+    found, failed = interleaved(cases, rounds, lambda case: child("scrape", *case), median)
     rows = tuple((name, *figures) for name, figures in found.items())
     columns = ("handler, series", "ms", "longest stretch on the loop, ms")
     return [Table("GET /metrics", columns, rows, note(failed))]

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -51,7 +52,7 @@ def _listing(tasks: int, rounds: int) -> Table:
         name for name in _LISTINGS if tasks < 100_000 or not name.startswith(("aiomonitor", "ours, all"))
     ]
     found, failed = interleaved(
-        {name: name for name in names}, rounds, lambda name: child("tasks", "listing", name, tasks)
+        {name: name for name in names}, rounds, lambda name: child("tasks", "listing", name, tasks), median
     )
     monitor = found.get("aiomonitor with its hook")
     rows = tuple(
