@@ -7,6 +7,7 @@ that runs in its requests) and the `Meter` (the numbers the other pillars report
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -44,6 +45,7 @@ T = TypeVar("T")
 
 RANDOM = Random()
 """What ids are drawn from: the service may seed the common one, and clients see what this one draws."""
+os.register_at_fork(after_in_child=RANDOM.seed)  # as `random` does with its own
 
 OTHER = "_other"
 """What a label says for every value beyond its limit."""

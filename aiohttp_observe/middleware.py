@@ -39,6 +39,7 @@ from .exchange import (
     title,
     valid,
 )
+from .forks import heed_forks
 from .tasks import adopt, drive, suspended_for
 from .websockets import count_messages
 
@@ -112,12 +113,16 @@ class Recorder:
         self._settle: list[tuple[str, Callable[[Sequence[Exchange]], None]]] = []
         self.unsettled: deque[Exchange] = deque()
         self._settling: asyncio.TimerHandle | None = None
-        self.renew()
+        self.begin_anew()
+        heed_forks(self)
 
-    def renew(self) -> None:
-        """In a forked child: whoever held the lock is the parent's, and so are the ids to come."""
+    def before_fork(self) -> None:
+        """Else a forked child would do, at its end, what the parent has yet to do."""
+        self.settle()
+
+    def begin_anew(self) -> None:
+        """In a forked child: whoever held the lock is the parent's."""
         self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
-        RANDOM.seed()
 
     def add(self, name: str, observer: object) -> None:
         """Call ``observer``'s hooks from now on, after those added before it."""

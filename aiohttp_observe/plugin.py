@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import cache
 from inspect import iscoroutinefunction
 from typing import Any
-from weakref import WeakSet
 
 from aiohttp import web
 from aiohttp.web_app import (
@@ -257,10 +254,6 @@ class Observability:
         """What was left for later is done before a scrape, at clean-up, and at an exit without one."""
         settle = self.recorder.settle
         atexit.register(settle)
-        _settle_before_forks()
-        self.recorder.renew()  # the service may have been forked since it was set up
-        _running.add(self.recorder)
-        stack.callback(_running.discard, self.recorder)
         stack.callback(atexit.unregister, settle)
         stack.callback(settle)
         stack.callback(self.recorder.look_around)
@@ -317,25 +310,6 @@ class Observability:
 
         timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()
-
-
-_running: WeakSet[Recorder] = WeakSet()
-
-
-@cache
-def _settle_before_forks() -> None:
-    """Else a forked child would do, at its end, what the parent has yet to do."""
-    os.register_at_fork(before=_settle_all, after_in_child=_renew_all)
-
-
-def _settle_all() -> None:
-    for recorder in list(_running):
-        recorder.settle()
-
-
-def _renew_all() -> None:
-    for recorder in _running:
-        recorder.renew()
 
 
 class _Closing:

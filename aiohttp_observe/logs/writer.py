@@ -10,13 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
 from queue import Empty, SimpleQueue
 from threading import Lock
 from time import monotonic, sleep
 from typing import Any, TextIO
-from weakref import WeakSet
 
+from ..forks import heed_forks
 from ..redaction import SecretNames
 from .lines import line_of
 
@@ -26,18 +25,6 @@ _BATCH_DELAY = 0.02
 """Seconds a first line waits for company: one wake-up and one write for many lines."""
 _BATCH = 500
 _CHILD_FLUSH_SECONDS = 2.0
-
-_writers: WeakSet[Writer] = WeakSet()
-
-
-@cache
-def _hear_of_forks() -> None:
-    os.register_at_fork(after_in_child=_renew_all)
-
-
-def _renew_all() -> None:
-    for writer in _writers:
-        writer._renew()
 
 
 def _flush_at_end_of_child(writer: Writer) -> None:
@@ -67,11 +54,13 @@ class Writer:
         self._stream = stream
         self.dropped = dropped
         self._limit = limit
-        self._renew()
-        _writers.add(self)
-        _hear_of_forks()
+        self.begin_anew()
+        heed_forks(self)
 
-    def _renew(self) -> None:
+    def before_fork(self) -> None:
+        """What waits is the thread's to write, which goes on."""
+
+    def begin_anew(self) -> None:
         """In a forked child: the thread, and what it was to write, are the parent's."""
         # A lock among the lines is released once all before it is written.
         self._waiting: SimpleQueue[Any] = SimpleQueue()

@@ -169,8 +169,7 @@ class _LightStarter:
         self.tracer = tracer
         self.facts = facts
         self.processors = _Processors(tracer)
-        self._new_trace_id, self._new_span_id = _id_makers(ids)
-        self._as_drawn = type(ids) is RandomIdGenerator
+        self._trace_id_for, self._new_span_id = _id_makers(ids)
         self._bound = _bound_of(tracer.sampler)
         self._blind = _looks_at_no_attributes(tracer.sampler)
         self._sampled = TraceFlags(TraceFlags.SAMPLED | random)
@@ -179,7 +178,7 @@ class _LightStarter:
     def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
         if context is not NOTHING or self._bound is None:
             return self._ask(context, exchange, request)
-        trace_id = (self._as_drawn and exchange.drawn) or self._new_trace_id()
+        trace_id = self._trace_id_for(exchange)
         if trace_id & _TRACE_ID_LIMIT >= self._bound:
             return _DroppedSpan(trace_id, self._new_span_id(), self._dropped)
         span = ServerSpan.begun(self, trace_id, self._new_span_id(), self._sampled, exchange, request)
@@ -193,7 +192,7 @@ class _LightStarter:
             trace_id, random = parent.trace_id, parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
         else:
             parent, random = None, int(self._dropped)
-            trace_id = (self._as_drawn and exchange.drawn) or self._new_trace_id()
+            trace_id = self._trace_id_for(exchange)
         name = name_of(exchange.method, exchange.route)
         attributes = None if self._blind else attributes_of(self.facts(exchange, request))
         answer = self.tracer.sampler.should_sample(context, trace_id, name, SpanKind.SERVER, attributes, ())
@@ -209,12 +208,13 @@ class _LightStarter:
         return span
 
 
-def _id_makers(ids: IdGenerator) -> tuple[Callable[[], int], Callable[[], int]]:
-    """How to make trace and span ids: as ``ids`` does, without its methods around it if they are known."""
+def _id_makers(ids: IdGenerator) -> tuple[Callable[[Exchange], int], Callable[[], int]]:
+    """How to make a request's trace id, and span ids: as ``ids`` does, or without it if it draws them."""
     if type(ids) is not RandomIdGenerator:
-        return ids.generate_trace_id, ids.generate_span_id
+        return lambda exchange: ids.generate_trace_id(), ids.generate_span_id
     # Zero, which isn't an id, comes up once in 2**64.
-    return partial(RANDOM.getrandbits, 128), partial(RANDOM.getrandbits, 64)
+    draw = RANDOM.getrandbits
+    return lambda exchange: exchange.drawn or draw(128), partial(draw, 64)
 
 
 def _is(sampler: Sampler, kind: type[Sampler]) -> bool:
