@@ -226,10 +226,10 @@ async def test_what_has_no_words_is_logged_and_shown(
 # The disk of several processes
 
 SEVERAL = """
-import asyncio, os, shutil, sys
-import aiohttp
+import asyncio, os, shutil
 from aiohttp import web
 from aiohttp_observe import setup_observability
+from tests.service import serving
 
 async def ok(request):
     return web.Response()
@@ -239,21 +239,13 @@ async def main():
     app.router.add_get("/{name}", ok)
     app.router.add_post("/{name}", ok)
     setup_observability(app, logs=None)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
-        async def status(method, path):
-            async with session.request(method, base + path) as response:
-                return response.status
-        statuses = [await status("GET", "/a")]
+    async with serving(app) as service:
+        statuses = [(await service.get("/a")).status]
         shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-        statuses += [await status("GET", "/a") for _ in range(20)]
-        statuses += [await status("POST", "/b") for _ in range(20)]
-        async with session.get(base + "/metrics") as scrape:
-            print(*sorted(set(statuses)), scrape.status, await scrape.text())
-    await runner.cleanup()
+        statuses += [(await service.get("/a")).status for _ in range(20)]
+        statuses += [(await service.request("POST", "/b")).status for _ in range(20)]
+        scrape = await service.get("/metrics")
+        print(*sorted(set(statuses)), scrape.status, scrape.text)
 
 asyncio.run(main())
 """
@@ -272,10 +264,10 @@ def test_the_directory_of_several_processes_metrics_is_gone(tmp_path: Path) -> N
 
 
 FORKING = """
-import asyncio, atexit, os, sys
-import aiohttp
+import asyncio, atexit, os
 from aiohttp import web
 from aiohttp_observe import setup_observability
+from tests.service import serving
 
 async def ok(request):
     return web.Response()
@@ -284,21 +276,14 @@ async def main():
     app = web.Application()
     app.router.add_get("/", ok)
     setup_observability(app)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
-        async with session.get(url) as response:
-            assert response.status == 200
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
         child = os.fork()
         if not child:
             atexit._run_exitfuncs()  # the loop is the parent's: to go through its end would disturb it
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        async with session.get(url) as response:
-            assert response.status == 200
-    await runner.cleanup()
+        assert (await service.get("/")).status == 200
 
 asyncio.run(main())
 """
@@ -312,9 +297,9 @@ def test_a_process_that_forks_while_it_serves_goes_on() -> None:
 
 IDS = """
 import asyncio, os, random
-import aiohttp
 from aiohttp import web
 from aiohttp_observe import current_exchange, setup_observability
+from tests.service import serving
 
 async def ok(request):
     random.seed(7)
@@ -322,18 +307,12 @@ async def ok(request):
     return web.Response(text=f"{exchange.trace_id} {exchange.span_id}")
 
 async def main(app):
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
-        for _ in range(2):
-            async with session.get(url) as response:
-                os.write(1, response.headers["X-Request-ID"].encode() + b"\\n")
+    async with serving(app) as service:
+        answers = [await service.get("/") for _ in range(2)]
+        told = [answer.request_id for answer in answers]
         for _ in range(3):
-            async with session.get(url, headers={"X-Request-ID": "of-a-proxy"}) as response:
-                os.write(1, await response.read() + b"\\n")
-    await runner.cleanup()
+            told.append((await service.get("/", headers={"X-Request-ID": "of-a-proxy"})).text)
+    os.write(1, ("\\n".join(told) + "\\n").encode())
 
 app = web.Application()
 app.router.add_get("/", ok)
