@@ -17,8 +17,6 @@ from .table import Table
 ROOMS = ("request", "floors", "client", "logs", "tasks", "loopwatch", "scrape", "memory")
 ON_DEMAND = ("instructions",)
 """Rooms that take long, or what isn't everywhere."""
-
-
 _ROOMS_HELP = f"of {', '.join((*ROOMS, *ON_DEMAND))}; default: all but {', '.join(ON_DEMAND)}"
 
 

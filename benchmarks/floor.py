@@ -1,4 +1,4 @@
-"""The least that anybody can do who wants to tell of a request what ours tells, at 1 % sampling.
+"""The least that anybody can do who wants to tell of a request what ours tells, and samples nothing.
 
 Written straight down, by hand, with the same libraries: no options, no errors, no streams or
 websockets, no client that leaves, nobody to hear of it, nothing to look at while it lasts.
@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 from random import getrandbits
-from time import gmtime, perf_counter, strftime, time
+from time import perf_counter
+from time import time as now
 from types import coroutine
 from typing import Any
 
@@ -25,6 +26,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation import _SPAN_KEY
 from prometheus_client import Histogram
 
+from aiohttp_observe.logs.lines import timestamp
 from aiohttp_observe.metrics.tally import observing_all
 
 __all__ = ["floor"]
@@ -40,6 +42,11 @@ _lines: list[bytes] = []
 class _Told:
     """What is told of one request."""
 
+    started: float
+    trace_id: str
+    request_id: str
+    span_id: str
+    route: str
     busy = 0.0
     polls = 0
 
@@ -65,10 +72,10 @@ async def _observe(request: web.Request, handler: Any) -> web.StreamResponse:
     if any(field in headers for field in _CARRIED):
         raise NotImplementedError
     told = _Told()
-    told.started = perf_counter()  # type: ignore[attr-defined]
-    told.trace_id = told.request_id = "%032x" % trace_id  # type: ignore[attr-defined]  # noqa: UP031
-    told.span_id = "%016x" % span_id  # type: ignore[attr-defined]  # noqa: UP031
-    told.route = request.match_info.route.resource.canonical  # type: ignore[attr-defined,union-attr]
+    told.started = perf_counter()
+    told.trace_id = told.request_id = "%032x" % trace_id  # noqa: UP031
+    told.span_id = "%016x" % span_id  # noqa: UP031
+    told.route = request.match_info.route.resource.canonical  # type: ignore[union-attr]
     span = NonRecordingSpan(SpanContext(trace_id, span_id, False, _FLAGS))
     context_api.attach(Context({_SPAN_KEY: span}))
     request["told"] = told
@@ -88,7 +95,7 @@ class _Ended(AbstractAccessLogger):
         _lines.append(
             orjson.dumps(
                 {
-                    "timestamp": _now(),
+                    "timestamp": timestamp(now()),
                     "level": "INFO",
                     "logger": "access",
                     "message": f"{request.method} {path} {status}",
@@ -109,11 +116,6 @@ class _Ended(AbstractAccessLogger):
         )
         if len(_lines) >= _BATCH:
             _settle()
-
-
-def _now() -> str:
-    now = time()
-    return f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1e3):03d}Z"
 
 
 def _settle() -> None:

@@ -12,7 +12,6 @@ request is put off, or left out, else it would be counted fifty times too often.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import sys
@@ -23,8 +22,8 @@ from pathlib import Path
 from aiohttp_observe import middleware, plugin
 
 from .load import Traffic, open_loop
-from .request import CONNECTIONS, process
-from .rounds import NotMeasuredError, note, turns
+from .request import CONNECTIONS, compared, process
+from .rounds import NotMeasuredError, turns
 from .stacks import PARTS, STACKS, ours, serve
 from .table import Table
 
@@ -35,31 +34,18 @@ _SHORT, _LONG = 800, 3200
 _AT_ONCE = 1e9
 """Requests a second that no server keeps up with."""
 _NEVER = 1e6
-_ACCESS_LOG, _OPENTELEMETRY = "aiohttp access log", "OpenTelemetry"
 _collected = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE).search
 
 
 def tables(rounds: int) -> list[Table]:
     """One run of each, in ``rounds`` of any number: the next would count the same."""
-    os.environ["PYTHONHASHSEED"] = "0"  # how many of a dict's keys collide is one in a hundred
     stacks = [name for name in (*STACKS, *PARTS) if name not in ("bare again", "only loop_watch")]
     with ThreadPoolExecutor(2) as at_once:
         counted = dict(zip(turns(stacks, 1), at_once.map(_per_request, stacks), strict=True))
-    return [_table(counted)]
-
-
-def _table(counted: dict[str, float | str]) -> Table:
     found = {stack: each for stack, each in counted.items() if isinstance(each, float)}
     failed = {stack: each for stack, each in counted.items() if isinstance(each, str)}
-    over = {stack: each - found.get("bare", 0.0) for stack, each in found.items()}
-    compared = (_ACCESS_LOG, _OPENTELEMETRY, f"{_OPENTELEMETRY} at 1 %")
-    rows = tuple(
-        (stack, each, over[stack], *(over[stack] / over[name] if name in over else None for name in compared))
-        for stack, each in found.items()
-    )
-    columns = ("stack", "thousands", "over bare", "x access log", "x OpenTelemetry", "x the same at 1 %")
     told = "All but what the loop watch does, which doesn't depend on the requests."
-    return Table("instructions a request: trivial JSON", columns, rows, note(failed, told))
+    return [compared("instructions a request: trivial JSON", "thousands", found, failed, told)]
 
 
 def _per_request(stack: str) -> float | str:
@@ -77,7 +63,9 @@ def _counted(stack: str, requests: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder, "counts")
         options = ("--tool=callgrind", f"--callgrind-out-file={counts}", "--log-file=/dev/null")
-        with process(["benchmarks.instructions", stack], under=[valgrind, *options]) as (_, port):
+        # How many of a dict's keys collide is one in a hundred, else.
+        under = ["env", "PYTHONHASHSEED=0", valgrind, *options]
+        with process(["benchmarks.instructions", stack], under=under) as (_, port):
             asyncio.run(open_loop(port, Traffic("/json/1"), CONNECTIONS, requests / _AT_ONCE, _AT_ONCE))
         found = _collected(counts.read_text())
     if found is None:

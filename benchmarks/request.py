@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .rounds import NotMeasuredError, interleaved, note
 from .stacks import OTHERS, PARTS, STACKS
 from .table import Table
 
-__all__ = ["CONNECTIONS", "Case", "cpu_seconds", "process", "serving", "tables", "upstream"]
+__all__ = ["CONNECTIONS", "Case", "compared", "cpu_seconds", "process", "serving", "tables", "upstream"]
 
 SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 16
@@ -32,6 +32,7 @@ _TAIL_SECONDS = 2.0
 _OFFERED = 2000
 """Requests a second for the tail: what every stack of the table can serve."""
 _ACCESS_LOG, _OPENTELEMETRY = "aiohttp access log", "OpenTelemetry"
+_OTEL = (_OPENTELEMETRY, f"{_OPENTELEMETRY} at 1 %")
 
 JSON = Traffic("/json/1")
 TRAFFIC = {
@@ -65,27 +66,25 @@ def tables(rounds: int) -> list[Table]:
         ]
 
 
-_OTEL = (_OPENTELEMETRY, f"{_OPENTELEMETRY} at 1 %")
-
-
 def _cost(title: str, stacks: list[str], rounds: int, *, loop: str = "asyncio") -> Table:
     cases = {stack: Case(stack, loop=loop) for stack in stacks}
     cpu, failed = interleaved(cases, rounds, _cpu_per_request)
-    over = {stack: value - cpu["bare"] for stack, value in cpu.items()}
+    return compared(title, "µs", cpu, failed)
+
+
+def compared(
+    title: str, unit: str, found: Mapping[str, float], failed: Mapping[str, str], told: str = ""
+) -> Table:
+    """What each stack takes, over bare, and that next to the ones that count."""
+    over = {stack: value - found.get("bare", 0.0) for stack, value in found.items()}
+    others = [over.get(stack) for stack in (_ACCESS_LOG, *_OTEL)]
     rows: list[tuple[object, ...]] = [
-        (
-            stack,
-            value,
-            over[stack],
-            over[stack] / over[_ACCESS_LOG],
-            over[stack] / over[_OPENTELEMETRY],
-            over[stack] / over[f"{_OPENTELEMETRY} at 1 %"],
-        )
-        for stack, value in cpu.items()
+        (stack, value, over[stack], *(None if other is None else over[stack] / other for other in others))
+        for stack, value in found.items()
     ]
     rows += [(stack, None, None, None, None, None) for stack in failed]
-    columns = ("stack", "µs", "over bare", "x access log", "x OpenTelemetry", "x the same at 1 %")
-    return Table(title, columns, tuple(rows), note(failed))
+    columns = ("stack", unit, "over bare", "x access log", "x OpenTelemetry", "x the same at 1 %")
+    return Table(title, columns, tuple(rows), note(failed, told))
 
 
 def _handlers(stacks: list[str], rounds: int) -> Table:

@@ -108,7 +108,7 @@ STACKS: dict[str, Setup] = {
 PARTS: dict[str, Setup] = {
     "bare again": bare,
     "idle middleware": idle_middleware,
-    "floor at 1 %": floor,
+    "floor, none sampled": floor,
     "no pillar": no_pillar,
     **{f"only {name}": only(name) for name in _PILLARS},
 }
