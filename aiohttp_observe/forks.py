@@ -1,4 +1,4 @@
-"""Forks of the process: what is done before one, and what the child begins anew.
+"""Forks of the process: what goes on in the parent begins anew in the child.
 
 What `os.register_at_fork` is given stays for ever; here it may go as anything else.
 """
@@ -14,33 +14,25 @@ __all__ = ["heed_forks"]
 
 
 class Forked(Protocol):
-    """What goes on in the parent, and begins anew in the child."""
+    """What has threads, locks, or work that is waiting: in a child they are the parent's."""
 
-    def before_fork(self) -> None: ...
-
-    def begin_anew(self) -> None:
-        """In the child: its threads, locks and what they were about are the parent's."""
+    def begin_anew(self) -> None: ...
 
 
 _heeding: WeakSet[Forked] = WeakSet()
 
 
 def heed_forks(thing: Forked) -> None:
-    """Have ``thing`` hear of every fork as long as it lives."""
+    """Have ``thing`` begin anew in every forked child, as long as it lives."""
     _register()
     _heeding.add(thing)
 
 
 @cache
 def _register() -> None:
-    os.register_at_fork(before=_before, after_in_child=_in_child)
+    os.register_at_fork(after_in_child=_begin_all_anew)
 
 
-def _before() -> None:
-    for thing in list(_heeding):
-        thing.before_fork()
-
-
-def _in_child() -> None:
+def _begin_all_anew() -> None:
     for thing in list(_heeding):
         thing.begin_anew()

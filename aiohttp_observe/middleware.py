@@ -111,17 +111,13 @@ class Recorder:
         self._prepared: list[tuple[str, Callable[[Exchange, web.StreamResponse], None]]] = []
         self._finished: list[tuple[str, Callable[[Exchange], None]]] = []
         self._settle: list[tuple[str, Callable[[Sequence[Exchange]], None]]] = []
-        self.unsettled: deque[Exchange] = deque()
         self._settling: asyncio.TimerHandle | None = None
         self.begin_anew()
         heed_forks(self)
 
-    def before_fork(self) -> None:
-        """Else a forked child would do, at its end, what the parent has yet to do."""
-        self.settle()
-
     def begin_anew(self) -> None:
-        """In a forked child: whoever held the lock is the parent's."""
+        """In a forked child: what is unsettled, and whoever held the lock, are the parent's."""
+        self.unsettled: deque[Exchange] = deque()
         self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
 
     def add(self, name: str, observer: object) -> None:

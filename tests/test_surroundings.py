@@ -264,9 +264,10 @@ def test_the_directory_of_several_processes_metrics_is_gone(tmp_path: Path) -> N
 
 
 FORKING = """
-import asyncio, atexit, os
+import asyncio, atexit, os, threading
 from aiohttp import web
-from aiohttp_observe import setup_observability
+from aiohttp_observe import OBSERVABILITY, setup_observability
+from aiohttp_observe.exchange import RANDOM
 from tests.service import serving
 
 async def ok(request):
@@ -278,11 +279,25 @@ async def main():
     setup_observability(app)
     async with serving(app) as service:
         assert (await service.get("/")).status == 200
+        settling, child_has_ended = threading.Event(), threading.Event()
+
+        def settle():
+            with app[OBSERVABILITY].recorder._settles:
+                settling.set()
+                child_has_ended.wait()
+
+        thread = threading.Thread(target=settle)
+        thread.start()
+        settling.wait()
         child = os.fork()
         if not child:
             atexit._run_exitfuncs()  # the loop is the parent's: to go through its end would disturb it
+            os.write(2, f"{RANDOM.getrandbits(128)}\\n".encode())
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
+        os.write(2, f"{RANDOM.getrandbits(128)}\\n".encode())
+        child_has_ended.set()
+        thread.join()
         assert (await service.get("/")).status == 200
 
 asyncio.run(main())
@@ -293,6 +308,7 @@ def test_a_process_that_forks_while_it_serves_goes_on() -> None:
     done = run_python(f"import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n{FORKING}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"aiohttp_observe.access"') == 2
+    assert len(set(done.stderr.split())) == 2, "parent and child draw the same"
 
 
 IDS = """

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from ..exchange import FIELDS, MALFORMED, UNMATCHED, Exchange, current_exchange, taken
+from ..forks import heed_forks
 from .lines import named_apart, timestamp
 from .writer import WriterHandler
 
@@ -28,20 +29,16 @@ Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
     """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` as plain data."""
     path, status, span, task = exchange.path, exchange.status, exchange.span, exchange.task_name
-    request_id = exchange.request_id
     client, agent = exchange.client_address, exchange.user_agent
-    trace_id = span_id = None
-    if span is not None:  # two thirds of the time of a format specifier
-        trace_id = request_id if span.trace_id == exchange.drawn else "%032x" % span.trace_id  # noqa: UP031
-        span_id = "%016x" % span.span_id  # noqa: UP031
     line = {
         "timestamp": timestamp(created),
         "level": "INFO",
         "logger": "aiohttp_observe.access",
         "message": f"{exchange.method} {path or exchange.route} {status or '-'}",
-        "request_id": request_id,
-        "trace_id": trace_id,
-        "span_id": span_id,
+        "request_id": exchange.request_id,
+        # A third faster than with a format specifier.
+        "trace_id": None if span is None else "%032x" % span.trace_id,  # noqa: UP031
+        "span_id": None if span is None else "%016x" % span.span_id,  # noqa: UP031
         "task": task,
         "http.request.method": exchange.method,
         "http.route": exchange.route,
@@ -96,6 +93,11 @@ class AccessLines:
     def __init__(self, direct: Callable[[], WriterHandler | None]) -> None:
         self._direct = direct
         self._handler: WriterHandler | None = None
+        self.begin_anew()
+        heed_forks(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the lines that wait are the parent's to write."""
         self._waiting: deque[tuple[WriterHandler, Mapping[str, Any] | None, Exchange]] = deque()
 
     def finished(self, exchange: Exchange) -> None:

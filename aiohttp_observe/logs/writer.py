@@ -57,9 +57,6 @@ class Writer:
         self.begin_anew()
         heed_forks(self)
 
-    def before_fork(self) -> None:
-        """What waits is the thread's to write, which goes on."""
-
     def begin_anew(self) -> None:
         """In a forked child: the thread, and what it was to write, are the parent's."""
         # A lock among the lines is released once all before it is written.
