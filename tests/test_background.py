@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -593,6 +593,7 @@ async def test_a_coroutine_that_is_not_spawned_is_closed(trace: Any) -> None:
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
-async def test_a_back_off_without_a_restart_is_a_mistake() -> None:
+@pytest.mark.parametrize("restart", [None, "never"])
+async def test_a_back_off_without_a_restart_is_a_mistake(restart: Literal["never"] | None) -> None:
     with pytest.raises(ValueError, match=r"spawn\(backoff=...\) is for workers: say restart="):
-        spawn(work_twice(), backoff=(0.5, 5.0))
+        spawn(work_twice(), restart=restart, backoff=(0.5, 5.0))

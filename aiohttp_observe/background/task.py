@@ -123,10 +123,10 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 def _check(work: Any, name: Any, trace: Any, restart: Any, backoff: Any) -> None:
     check_instance("spawn(name=...)", name, (str, type(None)))
     check_choice("spawn(trace=...)", trace, ("link", "child", "none"))
+    if restart in (None, "never") and backoff != _BACKOFF:
+        raise ValueError("spawn(backoff=...) is for workers: say restart='on-failure' or 'always', too")
     if restart is None:
         check_coroutine("spawn", work)
-        if backoff != _BACKOFF:
-            raise ValueError("spawn(backoff=...) is for workers: say restart='on-failure' or 'always', too")
         return
     check_choice("spawn(restart=...)", restart, ("never", "on-failure", "always"))
     _check_backoff(backoff)

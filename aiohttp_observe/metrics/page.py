@@ -29,7 +29,10 @@ class Gate(Protocol):
 _FORMATS = 4
 """Encoded at a time.  A client may ask for any number of them, by version."""
 
-_NO_DIRECTORY = "503: PROMETHEUS_MULTIPROC_DIR isn't there any more: make it anew, and restart the workers\n"
+_NO_FILES = (
+    "503: PROMETHEUS_MULTIPROC_DIR isn't there any more, or was emptied: "
+    "make it anew, and restart the workers, which write to files that are gone\n"
+)
 
 _Encode = Callable[[Collector], bytes]
 
@@ -51,8 +54,8 @@ class MetricsPage:
         refusal = None if self._gate is None else self._gate.check(request)
         if refusal is not None:
             return refusal
-        if _lacks_directory():
-            return web.Response(status=503, text=_NO_DIRECTORY)
+        if _lacks_files():
+            return web.Response(status=503, text=_NO_FILES)
         encode, content_type = self._format_for(request.headers.get("Accept", ""))
         body = await asyncio.shield(self._encoding(encode, content_type))
         # aiohttp refuses a content_type argument that carries parameters.
@@ -89,9 +92,13 @@ class MetricsPage:
         self._thread.shutdown(wait=False)
 
 
-def _lacks_directory() -> bool:
+def _lacks_files() -> bool:
+    """Whether there is nothing to add up, though this process has metrics of its own."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return directory is not None and not os.path.isdir(directory)
+    try:
+        return directory is not None and not any(name.endswith(".db") for name in os.listdir(directory))
+    except OSError:
+        return True
 
 
 def _chosen(accept: str) -> tuple[_Encode, str]:
