@@ -333,11 +333,12 @@ async def test_stuck_shows_who_waits_where_and_for_what(client: aiohttp.ClientSe
 
 
 async def test_deadlock_is_named_in_the_verdict(client: aiohttp.ClientSession, shop: str) -> None:
-    await get(client, f"{shop}/deadlock")
-    await tasks_of(client, shop, 2, coro="update", wait="lock")
+    _, _, request_id = await get(client, f"{shop}/deadlock")
+    tasks = await tasks_of(client, shop, 2, coro="update", wait="lock", request_id=request_id)
     _, text, _ = await get(client, f"{shop}/_tasks")
-    (deadlock,) = [line for line in json.loads(text)["verdict"] if line.startswith("deadlock: ")]
-    assert {"count-stock", "set-prices"} <= set(deadlock.removeprefix("deadlock: ").split(" → "))
+    assert sorted(task["id"] for task in tasks) in map(sorted, json.loads(text)["deadlocks"])
+    (named, *_) = [line for line in json.loads(text)["verdict"] if line.startswith("deadlock: ")]
+    assert set(named.removeprefix("deadlock: ").split(" → ")) == {"count-stock", "set-prices"}
 
 
 async def test_slow_shows_both_services_at_work_for_one_request(
