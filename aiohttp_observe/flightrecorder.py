@@ -8,12 +8,12 @@ or task; their number is bounded by that of the families.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from heapq import heappush, heappushpop
 from itertools import chain, count
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,7 @@ from .exchange import OTHER, Exchange
 
 __all__ = ["FlightRecorder", "StateOf"]
 
-LATENCIES = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+_LATENCIES = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, inf)
 """Seconds, the upper ends of the latency classes."""
 _CLASSES = ("<=10ms", "<=50ms", "<=100ms", "<=500ms", "<=1s", "<=5s", ">5s")
 _MOST_FAMILIES = 200
@@ -103,11 +103,13 @@ class _Family:
         self._recent: deque[Exchange] = deque(maxlen=_KEPT)
 
     def add(self, exchange: Exchange) -> None:
-        seconds = exchange.duration or 0.0
+        seconds, latency = exchange.duration or 0.0, 0
+        while seconds > _LATENCIES[latency]:
+            latency += 1
         self._count += 1
         self.seconds += seconds
         self._busy += exchange.busy
-        self._latencies[bisect_left(LATENCIES, seconds)] += 1
+        self._latencies[latency] += 1
         self._recent.append(exchange)
         if exchange.waiting or exchange.ready:
             self._add_waits(exchange)

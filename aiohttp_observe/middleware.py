@@ -47,7 +47,7 @@ __all__ = ["REQUEST_ID_HEADER", "Recorder"]
 
 REQUEST_ID_HEADER = istr("X-Request-ID")
 
-_SETTLE_COUNT = 16
+_SETTLE_COUNT = 32
 _SETTLE_DELAY = 0.02
 """Requests, and seconds, after which what they left for later is done."""
 _SENT_AT_ONCE = 0.01

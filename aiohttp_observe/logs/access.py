@@ -79,7 +79,7 @@ def _log(exchange: Exchange) -> None:
 
 
 def _milliseconds(seconds: float) -> float:
-    return int(seconds * 1e6 + 0.5) / 1e3  # three digits: round() itself takes three times as long for them
+    return (seconds * 1e6 + 0.5) // 1 / 1e3  # three digits: round() takes four times as long for them
 
 
 class AccessLines:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from bisect import bisect_left
 from collections import Counter as Counted
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from math import inf
+from operator import itemgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -56,6 +57,10 @@ class _Bounded:
         return self._known.setdefault(value, valid(title(value)))
 
 
+_UPPER_BOUNDS = (*_DURATION_BUCKETS, inf)
+_seconds = itemgetter(0)
+
+
 class Timed:
     """One duration series: observes, with at most one exemplar a bucket and second."""
 
@@ -64,13 +69,15 @@ class Timed:
     def __init__(self, series: Histogram) -> None:
         self._series = series
         self._observe_all = observing_all(series)
-        self._exemplar_due = [0.0] * (len(_DURATION_BUCKETS) + 1)
+        self._exemplar_due = [0.0] * len(_UPPER_BOUNDS)
 
     def observe(self, timed: Iterable[tuple[float, SpanIds | None]]) -> None:
         """Seconds, each with the span that may be its exemplar."""
-        plain, due, now = [], self._exemplar_due, perf_counter()
-        for seconds, span in timed:
-            if span is not None and now >= due[bucket := bisect_left(_DURATION_BUCKETS, seconds)]:
+        plain, due, now, bucket = [], self._exemplar_due, perf_counter(), 0
+        for seconds, span in sorted(timed, key=_seconds):
+            while seconds > _UPPER_BOUNDS[bucket]:
+                bucket += 1
+            if span is not None and now >= due[bucket]:
                 due[bucket] = now + _EXEMPLAR_INTERVAL
                 self._series.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
             else:

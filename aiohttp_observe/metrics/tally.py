@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from prometheus_client import Histogram
@@ -16,7 +15,7 @@ def observing_all(series: Histogram) -> ObserveAll:
     """How to observe many values of ``series``, from any thread.
 
     ``Histogram.observe`` takes two locks and looks through the bounds for each value; this
-    takes them once for all that fall into one bucket.
+    takes them once for all that fall into one bucket, and goes through the bounds once.
     """
     try:
         bounds, buckets, total = series._upper_bounds, series._buckets, series._sum
@@ -30,8 +29,10 @@ def observing_all(series: Histogram) -> ObserveAll:
 
     def observe_all(values: Sequence[float]) -> None:
         counts: dict[int, int] = {}
-        for value in values:
-            bucket = bisect_left(bounds, value)
+        bucket = 0
+        for value in sorted(values):
+            while value > bounds[bucket]:
+                bucket += 1
             counts[bucket] = counts.get(bucket, 0) + 1
         total.inc(sum(values))
         for bucket, count in counts.items():
