@@ -211,8 +211,7 @@ class Documents:
         return await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
 
     def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
-        flight = self._recorder.in_flight.get(exchange)
-        task = None if flight is None else flight.task  # it may land while another thread looks
+        task = getattr(exchange, "task", None)  # until it lands, maybe while another thread looks
         return (None, None) if task is None else (number_of(task), waits_for(task))
 
 

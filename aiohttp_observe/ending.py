@@ -6,18 +6,18 @@ import asyncio
 import sys
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import hdrs, web, web_protocol
 
 from .exchange import Exchange
-from .websockets import uncount
+from .websockets import note_close
 
-__all__ = ["has_begun", "has_lost", "is_complete", "is_cut_short", "result_of", "tell_end"]
+__all__ = ["HANDLING", "has_begun", "has_lost", "is_complete", "is_cut_short", "result_of", "tell_end"]
 
+HANDLING = web_protocol.RequestHandler._handle_request.__code__
+"""What the task of a request runs, from its routing to its last byte."""
 _CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
-_NO_CLOSE_FRAME = 1006
-"""RFC 6455, 7.1.5; a handler that is cancelled, or raises, leaves its socket without a code."""
 _CLIENT_CLOSED_REQUEST = 499
 _LEFT = ("CancelledError", "ConnectionResetError", "ClientConnectionResetError", "BrokenPipeError")
 """How a websocket's handler hears that its client has left."""
@@ -40,9 +40,8 @@ def tell_end(
     status = exchange.status
     if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
         if exchange.websocket is not None:
-            exchange.websocket.close_code = getattr(response, "close_code", None) or _NO_CLOSE_FRAME
-            uncount(response)
-        exchange.error_type = None if gone and failure in _LEFT else failure
+            note_close(exchange.websocket, response)
+        exchange.error_type = None if gone and failure in _LEFT else failure or error
     elif gone:
         exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, _CLIENT_DISCONNECTED
     elif failure is not None:
@@ -54,10 +53,14 @@ def tell_end(
 def _being_handled() -> str | None:
     """What aiohttp answers with a 500 or 504, known while it tells the access logger.
 
-    That is what left the outermost middleware, which may be another than ours.
+    That is what left the outermost middleware, which may be another than ours.  The loop itself
+    may have been started where some other exception is being handled.
     """
     exc = sys.exc_info()[1]
-    return None if exc is None or isinstance(exc, web.HTTPException) else type(exc).__qualname__
+    if exc is None or isinstance(exc, web.HTTPException):
+        return None
+    caught = exc.__traceback__
+    return type(exc).__qualname__ if caught is not None and caught.tb_frame.f_code is HANDLING else None
 
 
 def has_begun(response: Any) -> bool:
@@ -81,20 +84,18 @@ def is_cut_short(response: Any) -> bool:
     return getattr(response, "_eof_sent", None) is False
 
 
-def result_of(task: asyncio.Task[Any]) -> tuple[Any, bool, str | None]:
-    """The response of a request's ended task, whether its client left meanwhile, and what it raised.
+def result_of(task: asyncio.Task[Any]) -> tuple[bool, str | None]:
+    """Of a request's ended task: whether its client left meanwhile, and what it raised.
 
-    The result is aiohttp's internal ``(response, reset)``, read defensively.
+    Its result is aiohttp's internal ``(response, reset)``, read defensively.
     """
     if task.cancelled():
-        return None, False, "CancelledError"
+        return False, "CancelledError"
     exc = task.exception()
     if exc is not None:
-        return None, False, type(exc).__qualname__
+        return False, type(exc).__qualname__
     result = task.result()
-    if isinstance(result, tuple) and len(result) == 2:
-        return result[0], bool(result[1]), None
-    return None, False, None
+    return isinstance(result, tuple) and len(result) == 2 and bool(result[1]), None
 
 
 def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
@@ -106,11 +107,11 @@ def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
         return 0
     # Where its property looks, too, in three times as long.
     length = response.headers.get(hdrs.CONTENT_LENGTH)
-    declared = None if length is None else int(length)
+    declared = None if length is None else max(int(length), 0)
     if declared is not None and not cut_short:
         return declared
     sent = _bytes_sent(response)
-    head = sum(len(name) + len(value) + 4 for name, value in response.headers.items())
+    head = sum(len(f"{name}: {value}\r\n".encode()) for name, value in response.headers.items())
     body = max(sent - head - len(f"HTTP/1.1 {response.status} {response.reason}\r\n\r\n"), 0)
     return body if declared is None else min(declared, body)
 

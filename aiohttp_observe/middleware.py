@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from .ending import has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
+from .ending import HANDLING, has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
 from .exchange import (
     CURRENT,
     LONGEST_TITLE,
@@ -94,17 +95,20 @@ class Recorder:
     ``observers`` are pairs of a name and an object with any of the `RequestHooks`.  A hook
     that raises is logged once per observer and exception type and counted always; the
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
+    ``in_flight`` are the requests being served, by what aiohttp writes their answer with: that
+    is one for each request, the same for its clones, and in whatever task it is handled.
     ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``: whether
-    there are ``on_response_prepare`` signals that may fail besides ours.
+    there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``: whether
+    the server may cut requests short itself.
     """
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.in_flight: dict[Exchange, Flight] = {}
+        self.in_flight: dict[AbstractStreamWriter, Flight] = {}
         self.hears_of_ends = False
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
-        self._stopping = False
+        self.stopping = False
         self._complaints: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
         self._raised: list[tuple[str, Callable[[Exchange, Exception], None]]] = []
@@ -139,11 +143,12 @@ class Recorder:
 
         @web.middleware
         async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-            known = CURRENT.get()
-            if known is not None and known in in_flight and in_flight[known].request is request:
-                return await handler(request)  # some middleware outside tries again
+            known = in_flight.get(request.writer)
+            if known is not None:  # some middleware outside tries again, or the service has a clone handled
+                CURRENT.set(known)
+                return await handler(request)
             flight = Flight(self, request)
-            in_flight[flight] = flight
+            in_flight[flight.writer] = flight
             CURRENT.set(flight)
             adopt(flight.task, flight)
             self._tell_started(flight, request)
@@ -165,43 +170,49 @@ class Recorder:
 
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """The ``on_response_prepare`` signal: the request id goes out on every response."""
-        exchange = CURRENT.get() or self._exchange_from_outside(request)
-        flight = self.in_flight.get(exchange)
-        if flight is not None:
-            if flight.response is not None and has_begun(flight.response):
-                return  # what follows isn't what its client takes for the answer
-            flight.response = response
-        elif exchange.scope is not self.scope:
+        flight = self.in_flight.get(request.writer)
+        if flight is None or flight is not CURRENT.get():
+            flight = self._taken_over(flight, request)
+        if flight is None or request.transport is None:  # it has been answered, or nobody is there to answer
             return
+        if flight.response is not None and has_begun(flight.response):
+            return  # what follows isn't what its client takes for the answer
+        flight.response = response
         if type(response) is not web.Response:  # it is on its way for longer
-            exchange.status = response.status
+            flight.status = response.status
             if isinstance(response, web.WebSocketResponse):
-                exchange.websocket = count_messages(response)
-        response.headers[REQUEST_ID_HEADER] = exchange.request_id
+                flight.websocket = count_messages(response)
+        response.headers[REQUEST_ID_HEADER] = flight.request_id
         for name, hook in self._prepared:
             try:
-                hook(exchange, response)
+                hook(flight, response)
             except Exception as exc:
                 self.complain(name, exc)
 
-    def _exchange_from_outside(self, request: web.Request) -> Exchange:
-        """Of a request that isn't being handled in this task, which is its own.
+    def _taken_over(self, flight: Flight | None, request: web.Request) -> Flight | None:
+        """By the request's own task, if that is the one that runs.
 
         Some middleware outside ours has it handled in another task, or answers it, or aiohttp
-        has refused its ``Expect`` before any middleware was called.
+        has refused its ``Expect`` before any middleware was called.  Other tasks, which may
+        serve many requests, only write for it.
         """
-        known = [flight for flight in self.in_flight.values() if flight.request is request]
-        flight = known[0] if known else Flight(self, request)
-        CURRENT.set(flight)
-        flight.land_with_this_task()
-        if not known:
-            self.in_flight[flight] = flight
-            self._tell_started(flight, request)
-        return flight
+        task = asyncio.current_task()
+        if task is None or getattr(task.get_coro(), "cr_code", None) is not HANDLING:
+            return flight
+        known = CURRENT.get()
+        if flight is None and known is not None and known.scope is self.scope and known.duration is not None:
+            return None  # it works on after clean-up
+        taken_over = flight or Flight(self, request)
+        self.in_flight[taken_over.writer] = taken_over
+        CURRENT.set(taken_over)
+        taken_over.land_with(task)
+        if flight is None:
+            self._tell_started(taken_over, request)
+        return taken_over
 
     async def stop(self, app: web.Application) -> None:
         """The ``on_shutdown`` signal: from here on the server may cut requests short itself."""
-        self._stopping = True
+        self.stopping = True
 
     def answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
         """From the access logger, in the request's own task: all of ``response`` is sent, or can't be.
@@ -209,26 +220,32 @@ class Recorder:
         It is called for all but those whose task is cancelled or fails while sending.
         """
         try:
-            exchange = CURRENT.get() or self._exchange_unseen(request, seconds)
-            flight = self.in_flight.get(exchange)
+            flight = self.in_flight.get(request.writer)
             if flight is not None:
                 self.hears_of_ends = not self.others_prepare
                 # The transport may not know yet: what sends a file hears of it first.
                 flight.gone = flight.gone or is_cut_short(response)
-                if response is not flight.response:
-                    response = flight.answer(response)
-                self.end(flight, response, None)
-            elif exchange.duration is None:  # refused by the parser
-                exchange.duration = perf_counter() - exchange.started
-                tell_end(exchange, response, gone=False, error=None, failure=None)
-                self._tell_finished(exchange)
+                self.end(flight, flight.response, None)
+            elif getattr(request, "_match_info", None) is None:  # no middleware, and no signal, was called
+                self._answered_unseen(request, response, seconds)
         except Exception as exc:
             self.complain("recorder", exc)
 
-    def _exchange_unseen(self, request: web.BaseRequest, seconds: float) -> Exchange:
-        if getattr(request, "_match_info", None) is not None:  # it reached the application
-            return self._exchange_from_outside(cast(web.Request, request))
-        return _malformed(request, self.scope, seconds)
+    def _answered_unseen(
+        self, request: web.BaseRequest, response: web.StreamResponse, seconds: float
+    ) -> None:
+        """The parser has refused it, or the router has failed."""
+        if _is_malformed(request):
+            exchange = _malformed(request, self.scope)
+        else:
+            exchange = flight = Flight(self, cast(web.Request, request))
+            CURRENT.set(flight)
+            self._tell_started(flight, request)
+            flight.let_go()
+        exchange.started = perf_counter() - seconds
+        exchange.duration = seconds
+        tell_end(exchange, response, gone=False, error=None, failure=None)
+        self._tell_finished(exchange)
 
     def look_around(self) -> None:
         """Several times a second: notice what nobody announces.
@@ -239,15 +256,25 @@ class Recorder:
         now = perf_counter()
         for flight in list(self.in_flight.values()):
             if flight.task.done():
-                flight.landed(flight.task)
+                _in_context_of(flight.task, flight.landed_unnoticed)
             elif flight.client_left_at is None and flight.request.transport is None:
                 flight.client_left_at = now
 
-    def end(self, flight: Flight, response: Any, failure: str | None) -> None:
-        """Complete the exchange and tell the observers."""
-        if self.in_flight.pop(flight, None) is None:
+    def close(self) -> None:
+        """At clean-up: what hasn't ended works on for a client that has left, and is told as far as it is."""
+        self.look_around()
+        for flight in list(self.in_flight.values()):
+            flight.gone = True
+            self.end(flight, flight.response, None)
+
+    def end(self, flight: Flight, response: Any, failure: str | None, ended: float | None = None) -> None:
+        """Complete the exchange and tell the observers.
+
+        ``ended`` is when, in `time.perf_counter` seconds, if not now.
+        """
+        if self.in_flight.pop(flight.writer, None) is None:
             return
-        now = perf_counter()
+        now = ended or perf_counter()
         flight.duration = now - flight.started
         left_at = flight.suspended_at
         if left_at is not None and now - left_at > _SENT_AT_ONCE:
@@ -256,7 +283,7 @@ class Recorder:
         if flight.client_left_at is not None:
             flight.abandoned = now - flight.client_left_at
         gone = flight.gone
-        if gone and self._stopping and (failure == "CancelledError" or _is_cancelled(flight.task)):
+        if gone and self.stopping and (failure == "CancelledError" or _is_cancelled(flight.task)):
             gone, failure = False, "CancelledError"  # it was the server that left
         try:
             name = flight.task.get_name()
@@ -335,7 +362,12 @@ def _spelt(drawn: int) -> str:
     return "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
 
 
-def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchange:
+def _is_malformed(request: web.BaseRequest) -> bool:
+    """Whether it is what aiohttp makes of a request that its parser has refused."""
+    return request.method == "UNKNOWN" and request.version == HttpVersion10 and not request.headers
+
+
+def _malformed(request: web.BaseRequest, scope: Scope) -> Exchange:
     """Of a request that the parser refused: it never reached the application."""
     return Exchange(
         scope,
@@ -345,7 +377,7 @@ def _malformed(request: web.BaseRequest, scope: Scope, seconds: float) -> Exchan
         path="",
         client_address=request.remote or None,
         user_agent=None,
-        started=perf_counter() - seconds,
+        started=perf_counter(),
     )
 
 
@@ -356,6 +388,7 @@ class Flight(Exchange):
     """
 
     request: web.Request
+    writer: AbstractStreamWriter
     task: asyncio.Task[Any]
     response: web.StreamResponse | None = None
     error: str | None = None
@@ -382,11 +415,12 @@ class Flight(Exchange):
         self.user_agent = agent if agent is None or agent.isascii() else valid(agent)
         self.recorder = recorder
         self.request = request
+        self.writer = request.writer
         self.task = asyncio.current_task()  # type: ignore[assignment]
 
     def let_go(self) -> None:
         """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
-        self.request = self.task = self.response = None  # type: ignore[assignment]
+        self.request = self.writer = self.task = self.response = None  # type: ignore[assignment]
 
     def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         """The handler goes on: part of the wait may have been for the loop, which had other work."""
@@ -412,30 +446,35 @@ class Flight(Exchange):
         """The handler has; aiohttp makes a response of it, unless its task is cancelled."""
         if has_lost(self.request):
             self.gone = not is_complete(self.response)
-        if not isinstance(error, web.HTTPException):
+        if not isinstance(error, web.HTTPException) or self.websocket is not None:
             self.error = type(error).__qualname__
         elif error.status < 500:
             return
         if isinstance(error, Exception):
             self.recorder.tell_raised(self, error)
 
-    def land_with_this_task(self) -> None:
-        """The request's own is the task that runs now, not the one its handler was called in."""
-        self.task = asyncio.current_task()  # type: ignore[assignment]
-        self.task.add_done_callback(self.landed)
+    def land_with(self, task: asyncio.Task[Any]) -> None:
+        """The request's own is ``task``, not the one its handler was called in."""
+        self.task = task
+        task.add_done_callback(self.landed)
 
-    def landed(self, task: asyncio.Task[Any]) -> None:
+    def landed_unnoticed(self) -> None:
+        """As `landed`, but some while ago: if nothing was sent, that was when its handler had ended."""
+        self.landed(self.task, None if has_begun(self.response) else self.suspended_at)
+
+    def landed(self, task: asyncio.Task[Any], ended: float | None = None) -> None:
         """The request's own task has ended: who doesn't hear of the end otherwise learns it here."""
-        if task is not self.task or _is_handled(self.request):
+        if task is not self.task or self._is_handled():
             return
-        response, reset, failure = result_of(task)
+        reset, failure = result_of(task)
         # What is cancelled while it sends has lost its client: `Recorder.end` knows of shutting down.
         self.gone = self.gone or reset or (failure == "CancelledError" and self.error is None)
-        self.recorder.end(self, self.answer(response), failure and (self.error or failure))
+        self.recorder.end(self, self.response, failure and (self.error or failure), ended)
 
-    def answer(self, returned: Any) -> Any:
-        """What the client has been sent, or was being sent: of several responses, the first."""
-        return self.response if returned is None or has_begun(self.response) else returned
+    def _is_handled(self) -> bool:
+        """Whether some middleware is still at it: outside ours, if its handler has returned."""
+        handled = getattr(self.request.protocol, "_current_request", None)
+        return handled is not None and handled.writer is self.writer
 
 
 def _is_cancelled(task: asyncio.Task[Any]) -> bool:
@@ -444,9 +483,10 @@ def _is_cancelled(task: asyncio.Task[Any]) -> bool:
     return cancelling() > 0
 
 
-def _is_handled(request: web.Request) -> bool:
-    """Whether some middleware is still at it: outside ours, if its handler has returned."""
-    return getattr(request.protocol, "_current_request", None) is request
+def _in_context_of(task: asyncio.Task[Any], call: Callable[[], None]) -> None:
+    """Run ``call`` where ``task`` ran; only known from Python 3.12."""
+    context = getattr(task, "get_context", None)
+    call() if context is None else context().run(call)
 
 
 def _is_small(response: Any) -> bool:

@@ -130,7 +130,7 @@ class Observability:
         self.monitor: LoopMonitor | None = None
         self.admin: AdminPages | None = None
         self.failures: FailureWatch | None = None
-        self.flights = FlightRecorder(lambda: list(self.recorder.in_flight))
+        self.flights = FlightRecorder(lambda: list(self.recorder.in_flight.values()))
         self.incidents = Incidents()
         self.documents = Documents(self.recorder, self.flights, self.incidents)
         self._pillars = pillars
@@ -209,6 +209,7 @@ class Observability:
         async with AsyncExitStack() as stack:
             loop = asyncio.get_running_loop()
             SCOPE.set(self.scope)
+            self.recorder.stopping = False
             if self.logs is not None:
                 self.logs.open()
                 stack.push_async_callback(self.logs.close)
@@ -256,10 +257,10 @@ class Observability:
         atexit.register(settle)
         stack.callback(atexit.unregister, settle)
         stack.callback(settle)
-        stack.callback(self.recorder.look_around)
+        stack.callback(self.recorder.close)
         if self.metrics is not None:
             in_flight = self.recorder.in_flight
-            stack.callback(self.metrics.read_active(lambda: list(in_flight)))
+            stack.callback(self.metrics.read_active(lambda: list(in_flight.values())))
             stack.callback(self.metrics.settle_at_scrape(settle))
 
     def _open_tracer(self, app: web.Application, tracer: ServerTracer) -> None:
@@ -278,7 +279,7 @@ class Observability:
                 stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
             also = None if self.admin is None else self.documents.blocked
-            bystanders = Bystanders(self.scope, self.recorder.in_flight, self.incidents, also)
+            bystanders = Bystanders(self.scope, self.recorder.in_flight.values(), self.incidents, also)
             self.monitor = monitor = pillars.loop_watch.install(loop, meter, bystanders)
             self.scope.stalled_since = monitor.stalled_since
             stack.callback(self._stop_watching, monitor)

@@ -1,7 +1,7 @@
 """How many messages a websocket carries.
 
 aiohttp has no signal for messages.  So the methods of the one socket are exchanged while it
-is served; no class is touched, and what `uncount` takes away are attributes of the object.
+is served; no class is touched, and what `note_close` takes away are attributes of the object.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from .exchange import Websocket
 
-__all__ = ["count_messages", "uncount"]
+__all__ = ["count_messages", "note_close"]
 
 _MESSAGES = (WSMsgType.TEXT, WSMsgType.BINARY)
+_NO_STATUS = 1005
+_NO_CLOSE_FRAME = 1006
+"""RFC 6455, 7.1.5; a handler that is cancelled, or raises, leaves its socket without a code."""
 _SENDING = ("send_str", "send_bytes", "send_frame")
 
 Send = Callable[..., Awaitable[None]]
@@ -25,19 +28,38 @@ Send = Callable[..., Awaitable[None]]
 def count_messages(socket: web.WebSocketResponse) -> Websocket:
     """Count what ``socket`` receives and sends from now on; aiohttp's own pings and pongs are no messages."""
     counts = Websocket()
-    receive = socket.receive
+    receive, close = socket.receive, socket.close
 
     @wraps(receive)
-    async def counted(timeout: float | None = None) -> WSMessage:
-        message = await receive(timeout)
+    async def counted(*args: Any, **options: Any) -> WSMessage:
+        message = await receive(*args, **options)
         if message.type in _MESSAGES:
             counts.received += 1
         return message
 
-    socket.receive = counted  # type: ignore[method-assign]
+    @wraps(close)
+    async def closed(*args: Any, **options: Any) -> bool:
+        if socket.close_code is None:  # else it was the client
+            counts.close_code = options.get("code", WSCloseCode.OK)
+        return await close(*args, **options)
+
+    socket.receive, socket.close = counted, closed  # type: ignore[method-assign]
     for name in _SENDING:
         setattr(socket, name, _counted(getattr(socket, name), counts))
     return counts
+
+
+def note_close(counts: Websocket, socket: Any) -> None:
+    """How ``socket`` was closed at last; leave it as it was.
+
+    What counts would keep it alive until the garbage collector comes.
+    """
+    code = getattr(socket, "close_code", None)
+    if code == WSCloseCode.OK and counts.close_code is not None:
+        code = counts.close_code  # aiohttp forgets it if somebody was waiting to receive
+    counts.close_code = _NO_CLOSE_FRAME if code is None else int(code) or _NO_STATUS
+    for name in ("receive", "close", *_SENDING):
+        vars(socket).pop(name, None)
 
 
 def _counted(send: Send, counts: Websocket) -> Send:
@@ -47,9 +69,3 @@ def _counted(send: Send, counts: Websocket) -> Send:
         counts.sent += 1
 
     return counted
-
-
-def uncount(socket: Any) -> None:
-    """Leave ``socket`` as it was: what counts would keep it alive until the garbage collector comes."""
-    for name in ("receive", *_SENDING):
-        vars(socket).pop(name, None)

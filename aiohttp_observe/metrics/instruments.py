@@ -24,7 +24,7 @@ from .tally import observing_all
 if TYPE_CHECKING:
     from .description import Metrics
 
-__all__ = ["InFlight", "Instruments", "Timed", "instruments_of", "label"]
+__all__ = ["InFlight", "Instruments", "Timed", "bounded_status", "instruments_of", "label"]
 
 logger = logging.getLogger("aiohttp_observe")
 
@@ -55,6 +55,11 @@ class _Bounded:
         if len(self._known) >= self._limit:
             return OTHER
         return self._known.setdefault(value, valid(title(value)))
+
+
+def bounded_status(status: int | str | None) -> int | str | None:
+    """Statuses as HTTP has them (RFC 9110, 15): aiohttp sends any number, and a client may choose it."""
+    return status if status is None or (isinstance(status, int) and 100 <= status <= 599) else OTHER
 
 
 _UPPER_BOUNDS = (*_DURATION_BUCKETS, inf)
@@ -124,7 +129,7 @@ class Instruments:
         self.failed = 0
         self.in_flight: list[InFlight] = []
         self._methods: set[str] = set()
-        self._client: dict[tuple[str, str, int | None, int | None, str | None], Timed] = {}
+        self._client: dict[tuple[str, str, int | None, int | str | None, str | None], Timed] = {}
         self.at_scrape = AtScrape()
         self.at_scrape.before.append(self.count_active)
         registry.register(self.at_scrape)  # first, so that all below is up to date when read
@@ -272,7 +277,7 @@ class Instruments:
             port = None
         if error_type is not None and error_type != str(status):
             error_type = self._bounded_client_error(error_type)
-        key = (method, bounded, port, status, error_type)
+        key = (method, bounded, port, bounded_status(status), error_type)
         timed = self._client.get(key)
         if timed is None:
             series = self._client_duration.labels(*map(label, key))

@@ -12,7 +12,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from ..exchange import MALFORMED, Exchange
-from .instruments import InFlight, Instruments, Timed, instruments_of, label
+from .instruments import InFlight, Instruments, Timed, bounded_status, instruments_of, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
 from .tally import observing_all
@@ -25,7 +25,7 @@ __all__ = ["ServerMetrics"]
 T = TypeVar("T")
 
 
-_Outcome = tuple[str, str, "int | None", "str | None"]
+_Outcome = tuple[str, str, "int | str | None", "str | None"]
 """Method, route, status and error of requests that are measured alike."""
 
 
@@ -52,6 +52,8 @@ class _Series:
         if alike[0].route is MALFORMED:
             return
         self._busy([exchange.busy for exchange in alike])
+        if alike[0].websocket is not None:  # its messages are counted, not their bytes
+            return
         self._response_size([exchange.response_size for exchange in alike])
         received = [exchange.request_size for exchange in alike if exchange.request_size]
         if received:
@@ -91,7 +93,7 @@ class ServerMetrics:
     def _add(self, outcome: _Outcome) -> _Series:
         method, route, status, error = outcome
         bounded_error = None if error is None else self.instruments.bounded_error(error)
-        bounded = (method, self.instruments.bounded_route(route), status, bounded_error)
+        bounded = (method, self.instruments.bounded_route(route), bounded_status(status), bounded_error)
         series = self._series.get(bounded)
         if series is None:
             series = self._series[bounded] = _Series(self.instruments, bounded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from math import inf
+from sys import getrefcount
 from time import perf_counter
 from types import CoroutineType, coroutine
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 _SHORT = 0.001
 """Seconds of waiting that aren't worth telling what for."""
+_MANY = 50
+"""References to a future, of which each of those who await it holds some."""
 
 
 class Driven(Protocol):
@@ -65,7 +68,8 @@ def drive(function: Callable[[A], Awaitable[T]], argument: A, driven: Driven) ->
                 driven.longest_poll = longest_poll = poll
             driven.busy, driven.polls, driven.suspended_at = busy, polls, ended
             value = None
-        callbacks = getattr(awaited, "_callbacks", None)
+        # A copy of the list: that of a future which thousands await would be made thousands of times.
+        callbacks = getattr(awaited, "_callbacks", None) if getrefcount(awaited) < _MANY else None
         try:
             value = yield awaited
         except GeneratorExit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from opentelemetry.util.http import (
     normalise_response_header_name,
 )
 
-from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange
+from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange, valid
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
 from .facts import Facts
@@ -253,10 +254,18 @@ class _HeaderCapture:
 
     def __init__(self, variable: str, normalise: Callable[[str], str]) -> None:
         self.wanted = get_custom_headers(variable)
-        sensitive = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
-        self._sanitize = SanitizeValue(sensitive)
         self._normalise = normalise
+        sensitive = OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS
+        try:
+            self._sanitize = SanitizeValue(get_custom_headers(sensitive))
+            self._sanitized({})
+        except re.error as exc:
+            raise ValueError(
+                f"{variable} and {sensitive} take names of headers, or regular expressions for them: {exc}"
+            ) from exc
 
     def of(self, headers: Any) -> dict[str, list[str]]:
-        values = {name: headers.getall(name) for name in headers}
+        return self._sanitized({name: list(map(valid, headers.getall(name))) for name in headers})
+
+    def _sanitized(self, values: dict[str, list[str]]) -> dict[str, list[str]]:
         return self._sanitize.sanitize_header_values(values, self.wanted, self._normalise)

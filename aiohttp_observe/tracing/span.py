@@ -464,8 +464,8 @@ class ServerSpan(SdkSpan):
         """Set the outcome and end, without becoming a full span for it."""
         end_time = self._start_time + int((exchange.duration or 0.0) * 1e9)
         if self._of is not None:
-            self._facts = self._home.facts(*self._of)
-        self._of = None  # lets go of the request, and breaks the cycle with the exchange
+            of, self._of = self._of, None  # lets go of the request, and breaks the cycle with the exchange
+            self._facts = self._home.facts(*of)
         if self._end_time is not None:  # the service has ended it
             pass
         elif self._made_lock is not None:
