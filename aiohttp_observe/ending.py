@@ -11,10 +11,10 @@ from aiohttp import hdrs, web, web_protocol
 from .exchange import Exchange
 from .websockets import note_close
 
-__all__ = ["HANDLING", "has_begun", "has_lost", "is_complete", "is_cut_short", "result_of", "tell_end"]
+__all__ = ["handles", "has_begun", "has_lost", "is_complete", "is_cut_short", "result_of", "tell_end"]
 
-HANDLING = web_protocol.RequestHandler._handle_request.__code__
-"""What the task of a request runs, from its routing to its last byte."""
+_HANDLING = web_protocol.RequestHandler._handle_request.__code__
+"""What a request's own task runs, from its routing to its last byte."""
 _CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
@@ -60,7 +60,16 @@ def _being_handled() -> str | None:
     if exc is None or isinstance(exc, web.HTTPException):
         return None
     caught = exc.__traceback__
-    return type(exc).__qualname__ if caught is not None and caught.tb_frame.f_code is HANDLING else None
+    return type(exc).__qualname__ if caught is not None and caught.tb_frame.f_code is _HANDLING else None
+
+
+def handles(task: asyncio.Task[Any], request: web.BaseRequest) -> bool:
+    """Whether ``task`` is aiohttp's own for ``request``."""
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    if frame is None or frame.f_code is not _HANDLING:
+        return False
+    handled = frame.f_locals.get("request")
+    return handled is not None and handled.writer is request.writer
 
 
 def has_begun(response: Any) -> bool:

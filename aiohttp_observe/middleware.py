@@ -27,7 +27,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from .ending import HANDLING, has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
+from .ending import handles, has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
 from .exchange import (
     CURRENT,
     LONGEST_TITLE,
@@ -164,7 +164,7 @@ class Recorder:
             finally:
                 # aiohttp doesn't tell the access logger of a task that is cancelled or fails as it sends.
                 if not self.hears_of_ends or flight.error is not None or not _is_small(response):
-                    flight.task.add_done_callback(flight.landed)
+                    flight.be_told_of_end()
 
         return observe
 
@@ -197,7 +197,7 @@ class Recorder:
         serve many requests, only write for it.
         """
         task = asyncio.current_task()
-        if task is None or getattr(task.get_coro(), "cr_code", None) is not HANDLING:
+        if task is None or not handles(task, request):
             return flight
         known = CURRENT.get()
         if flight is None and known is not None and known.scope is self.scope and known.duration is not None:
@@ -444,6 +444,8 @@ class Flight(Exchange):
 
     def raised(self, error: BaseException) -> None:
         """The handler has; aiohttp makes a response of it, unless its task is cancelled."""
+        if self.has_landed():
+            return
         if has_lost(self.request):
             self.gone = not is_complete(self.response)
         if not isinstance(error, web.HTTPException) or self.websocket is not None:
@@ -452,6 +454,15 @@ class Flight(Exchange):
             return
         if isinstance(error, Exception):
             self.recorder.tell_raised(self, error)
+
+    def has_landed(self) -> bool:
+        """Whether it has been told, though its handler may still be at work: see `Recorder.close`."""
+        return self.duration is not None
+
+    def be_told_of_end(self) -> None:
+        """Have `landed` called."""
+        if not self.has_landed():
+            self.task.add_done_callback(self.landed)
 
     def land_with(self, task: asyncio.Task[Any]) -> None:
         """The request's own is ``task``, not the one its handler was called in."""
