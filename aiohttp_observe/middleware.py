@@ -199,9 +199,8 @@ class Recorder:
         task = asyncio.current_task()
         if task is None or not handles(task, request):
             return flight
-        known = CURRENT.get()
-        if flight is None and known is not None and known.scope is self.scope and known.duration is not None:
-            return None  # it works on after clean-up
+        if flight is None and self._has_told():
+            return None
         taken_over = flight or Flight(self, request)
         self.in_flight[taken_over.writer] = taken_over
         CURRENT.set(taken_over)
@@ -209,6 +208,11 @@ class Recorder:
         if flight is None:
             self._tell_started(taken_over, request)
         return taken_over
+
+    def _has_told(self) -> bool:
+        """Whether the request of this, its own, task has been told: its handler has outlived the clean-up."""
+        known = CURRENT.get()
+        return known is not None and known.scope is self.scope and known.duration is not None
 
     async def stop(self, app: web.Application) -> None:
         """The ``on_shutdown`` signal: from here on the server may cut requests short itself."""
@@ -226,7 +230,7 @@ class Recorder:
                 # The transport may not know yet: what sends a file hears of it first.
                 flight.gone = flight.gone or is_cut_short(response)
                 self.end(flight, flight.response, None)
-            elif getattr(request, "_match_info", None) is None:  # no middleware, and no signal, was called
+            elif not self._has_told():
                 self._answered_unseen(request, response, seconds)
         except Exception as exc:
             self.complain("recorder", exc)
@@ -234,7 +238,7 @@ class Recorder:
     def _answered_unseen(
         self, request: web.BaseRequest, response: web.StreamResponse, seconds: float
     ) -> None:
-        """The parser has refused it, or the router has failed."""
+        """The parser has refused it, or the router has failed: no middleware, and no signal, was called."""
         if _is_malformed(request):
             exchange = _malformed(request, self.scope)
         else:

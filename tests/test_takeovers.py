@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -128,6 +129,33 @@ async def test_a_worker_that_answers_is_neither_waited_for_nor_named_after_a_req
         ("/", "200", "ValueError"),
     ]
     assert ids == [None, None, None]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="aiohttp asks no task factory there")
+async def test_a_request_whose_own_task_is_not_known_is_told_all_the_same() -> None:
+    """A task factory wraps aiohttp's coroutine, and a middleware outside ours answers."""
+
+    async def wrapped(coro: Any) -> Any:
+        return await coro
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(lambda loop, coro, **options: asyncio.Task(wrapped(coro), loop=loop, **options))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    @web.middleware
+    async def refuse(request: web.Request, handler: Any) -> web.StreamResponse:
+        return web.Response(status=429)
+
+    app, told = web.Application(), Told()
+    app.router.add_get("/", answer)
+    told.observe(app)
+    app.middlewares.insert(0, refuse)
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 429
+        (exchange,) = await ended(app, told, 1)
+    assert _end_of(exchange) == ("/", "429", "")
 
 
 async def test_what_is_prepared_after_the_end_changes_nothing() -> None:
