@@ -113,10 +113,15 @@ async def agree(app: web.Application, told: Told, expected: tuple[str, str, str]
     assert (whole["route"], str(whole["status"]), whole["error_type"] or "") == expected
     assert (whole["in_flight"], whole["seconds"]) == (False, pytest.approx(seconds, abs=1e-6))
     assert list(app[OBSERVABILITY].recorder.in_flight) == []
-    assert told.registry.get_sample_value("http_server_active_requests", {"http_request_method": "GET"}) in (
-        None,
-        0,
-    )
+    measured = {"http_request_method": exchange.method, "http_route": route}
+    assert told.registry.get_sample_value(
+        "http_server_active_requests", {"http_request_method": exchange.method}
+    ) in (None, 0)
+    if exchange.websocket is None:
+        sent = told.registry.get_sample_value("http_server_response_body_size_bytes_sum", measured)
+        assert sent == exchange.response_size
+    received = told.registry.get_sample_value("http_server_request_body_size_bytes_sum", measured)
+    assert received == exchange.request_size
     return exchange
 
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Logs, Metrics, Tracing, setup_observability
@@ -88,6 +89,14 @@ class Connection:
         self._connection.close()
 
 
+class _Encoded(SpanProcessor):
+    """Encodes each span as an exporter does; one that can't be is one of our internal errors."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        encode_spans([span]).SerializeToString()
+        "".join(map(str, (span.attributes or {}).values())).encode()  # the encoder only logs what it can't
+
+
 def application(found: Target) -> web.Application:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=f"{len(request.query)} {request.match_info.get('name', '')}")
@@ -99,11 +108,13 @@ def application(found: Target) -> web.Application:
     app.router.add_route("*", "/", answer)
     app.router.add_get("/items/{name}", answer)
     app.router.add_get("/fail", fail)
+    provider = TracerProvider()
+    provider.add_span_processor(_Encoded())
     setup_observability(
         app,
         metrics=Metrics(registry=found.registry),
         logs=Logs(stream=found.log, replace=True),
-        tracing=Tracing(provider=TracerProvider()),
+        tracing=Tracing(provider=provider),
         admin=Admin(token=TOKEN, allow_cancel=True),
     )
     return app
