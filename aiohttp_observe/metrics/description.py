@@ -25,7 +25,8 @@ class Metrics:
     ``max_hosts``      hosts, and pairs of host and port, of outbound requests told apart, default 100
     ``max_names``      operations, spawned tasks and exception types told apart, default 200 each
 
-    The limits of the first description to use a registry hold for that registry.
+    The limits of the first description to use a registry hold for that registry.  A status that
+    isn't one of HTTP's, from 100 to 599, is ``_other``: whoever chooses it could make series.
     """
 
     path: str | None = "/metrics"
