@@ -11,7 +11,16 @@ from aiohttp import hdrs, web, web_protocol
 from .exchange import Exchange
 from .websockets import note_close
 
-__all__ = ["handles", "has_begun", "has_lost", "is_complete", "is_cut_short", "result_of", "tell_end"]
+__all__ = [
+    "handles",
+    "has_begun",
+    "has_lost",
+    "is_complete",
+    "is_cut_short",
+    "is_own",
+    "result_of",
+    "tell_end",
+]
 
 _HANDLING = web_protocol.RequestHandler._handle_request.__code__
 """What a request's own task runs, from its routing to its last byte."""
@@ -36,18 +45,20 @@ def tell_end(
             exchange.status = getattr(response, "status", exchange.status)
         else:
             exchange.status = None
-        exchange.response_size = _body_size(exchange, response, gone or failure is not None)
     status = exchange.status
     if status == _SWITCHING_PROTOCOLS:  # a websocket's client leaves as it likes
         if exchange.websocket is not None:
             note_close(exchange.websocket, response)
-        exchange.error_type = None if gone and failure in _LEFT else failure or error
+        what = failure or error
+        exchange.error_type = None if gone and what in _LEFT else what
     elif gone:
         exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, _CLIENT_DISCONNECTED
     elif failure is not None:
         exchange.error_type = failure
     elif status is not None and status >= 500:
         exchange.error_type = _being_handled() or error or str(status)
+    if response is not None:
+        exchange.response_size = _body_size(exchange, response, gone or failure is not None)
 
 
 def _being_handled() -> str | None:
@@ -63,13 +74,19 @@ def _being_handled() -> str | None:
     return type(exc).__qualname__ if caught is not None and caught.tb_frame.f_code is _HANDLING else None
 
 
+def is_own(task: asyncio.Task[Any]) -> bool:
+    """Whether ``task`` is one that aiohttp makes for a request."""
+    return getattr(task.get_coro(), "cr_code", None) is _HANDLING
+
+
 def handles(task: asyncio.Task[Any], request: web.BaseRequest) -> bool:
-    """Whether ``task`` is aiohttp's own for ``request``."""
-    frame = getattr(task.get_coro(), "cr_frame", None)
-    if frame is None or frame.f_code is not _HANDLING:
-        return False
-    handled = frame.f_locals.get("request")
-    return handled is not None and handled.writer is request.writer
+    """Whether ``task``, which runs, is the one that aiohttp has made for ``request``.
+
+    The connection's task awaits it, or, as it is started eagerly, is about to.
+    """
+    connection = request.task
+    awaited = getattr(connection, "_fut_waiter", None)
+    return awaited is task or (connection is not None and awaited is None and is_own(task))
 
 
 def has_begun(response: Any) -> bool:
@@ -120,7 +137,9 @@ def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
     if declared is not None and not cut_short:
         return declared
     sent = _bytes_sent(response)
-    head = sum(len(f"{name}: {value}\r\n".encode()) for name, value in response.headers.items())
+    head = sum(
+        len(f"{name}: {value}\r\n".encode("utf-8", "ignore")) for name, value in response.headers.items()
+    )
     body = max(sent - head - len(f"HTTP/1.1 {response.status} {response.reason}\r\n\r\n"), 0)
     return body if declared is None else min(declared, body)
 

@@ -18,16 +18,18 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, cast
+from weakref import WeakSet
 
 from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 
-from .ending import handles, has_begun, has_lost, is_complete, is_cut_short, result_of, tell_end
+from .ending import handles, has_begun, has_lost, is_complete, is_cut_short, is_own, result_of, tell_end
 from .exchange import (
     CURRENT,
     LONGEST_TITLE,
@@ -109,6 +111,7 @@ class Recorder:
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
         self.stopping = False
+        self._outliving: Container[AbstractStreamWriter] = ()
         self._complaints: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
         self._raised: list[tuple[str, Callable[[Exchange, Exception], None]]] = []
@@ -143,12 +146,15 @@ class Recorder:
 
         @web.middleware
         async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-            known = in_flight.get(request.writer)
+            writer = request.writer
+            known = in_flight.get(writer)
             if known is not None:  # some middleware outside tries again, or the service has a clone handled
                 CURRENT.set(known)
+                known.error = None
                 return await handler(request)
-            flight = Flight(self, request)
-            in_flight[flight.writer] = flight
+            if writer in self._outliving:
+                return await handler(request)
+            in_flight[writer] = flight = Flight(self, request, writer)
             CURRENT.set(flight)
             adopt(flight.task, flight)
             self._tell_started(flight, request)
@@ -173,21 +179,32 @@ class Recorder:
         flight = self.in_flight.get(request.writer)
         if flight is None or flight is not CURRENT.get():
             flight = self._taken_over(flight, request)
-        if flight is None or request.transport is None:  # it has been answered, or nobody is there to answer
+        if flight is None:
             return
-        if flight.response is not None and has_begun(flight.response):
-            return  # what follows isn't what its client takes for the answer
+        if request.transport is None:
+            flight.gone = True
+            return
+        if flight.response is not None:
+            if has_begun(flight.response):
+                return  # what follows isn't what its client takes for the answer
+            flight.websocket = None
         flight.response = response
         if type(response) is not web.Response:  # it is on its way for longer
             flight.status = response.status
             if isinstance(response, web.WebSocketResponse):
-                flight.websocket = count_messages(response)
+                self._count_messages(flight, response)
         response.headers[REQUEST_ID_HEADER] = flight.request_id
         for name, hook in self._prepared:
             try:
                 hook(flight, response)
             except Exception as exc:
                 self.complain(name, exc)
+
+    def _count_messages(self, flight: Flight, socket: web.WebSocketResponse) -> None:
+        try:
+            flight.websocket = count_messages(socket)
+        except Exception as exc:  # a class of the service's that lets nobody exchange its methods
+            self.complain("recorder", exc)
 
     def _taken_over(self, flight: Flight | None, request: web.Request) -> Flight | None:
         """By the request's own task, if that is the one that runs.
@@ -199,9 +216,9 @@ class Recorder:
         task = asyncio.current_task()
         if task is None or not handles(task, request):
             return flight
-        if flight is None and self._has_told():
+        if flight is None and request.writer in self._outliving:
             return None
-        taken_over = flight or Flight(self, request)
+        taken_over = flight or Flight(self, request, request.writer)
         self.in_flight[taken_over.writer] = taken_over
         CURRENT.set(taken_over)
         taken_over.land_with(task)
@@ -209,13 +226,9 @@ class Recorder:
             self._tell_started(taken_over, request)
         return taken_over
 
-    def _has_told(self) -> bool:
-        """Whether the request of this, its own, task has been told: its handler has outlived the clean-up."""
-        known = CURRENT.get()
-        return known is not None and known.scope is self.scope and known.duration is not None
-
     async def stop(self, app: web.Application) -> None:
         """The ``on_shutdown`` signal: from here on the server may cut requests short itself."""
+        self.look_around()
         self.stopping = True
 
     def answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
@@ -230,7 +243,7 @@ class Recorder:
                 # The transport may not know yet: what sends a file hears of it first.
                 flight.gone = flight.gone or is_cut_short(response)
                 self.end(flight, flight.response, None)
-            elif not self._has_told():
+            elif request.writer not in self._outliving:
                 self._answered_unseen(request, response, seconds)
         except Exception as exc:
             self.complain("recorder", exc)
@@ -242,34 +255,36 @@ class Recorder:
         if _is_malformed(request):
             exchange = _malformed(request, self.scope)
         else:
-            exchange = flight = Flight(self, cast(web.Request, request))
+            exchange = flight = Flight(self, cast(web.Request, request), request.writer)
             CURRENT.set(flight)
             self._tell_started(flight, request)
             flight.let_go()
         exchange.started = perf_counter() - seconds
         exchange.duration = seconds
-        tell_end(exchange, response, gone=False, error=None, failure=None)
+        tell_end(exchange, response, gone=is_cut_short(response), error=None, failure=None)
         self._tell_finished(exchange)
 
     def look_around(self) -> None:
         """Several times a second: notice what nobody announces.
 
-        That is a client leaving while its handler works, unless aiohttp cancels that, and a
-        task that ended while it sent the response.
+        That is a client leaving while its handler works, unless aiohttp cancels that or it is the
+        server that leaves, and a task that ended while it sent the response.
         """
         now = perf_counter()
         for flight in list(self.in_flight.values()):
             if flight.task.done():
                 _in_context_of(flight.task, flight.landed_unnoticed)
-            elif flight.client_left_at is None and flight.request.transport is None:
+            elif flight.client_left_at is None and flight.request.transport is None and not self.stopping:
                 flight.client_left_at = now
 
     def close(self) -> None:
-        """At clean-up: what hasn't ended works on for a client that has left, and is told as far as it is."""
+        """At clean-up: what hasn't ended works on for nobody, and is told as far as it is, once."""
         self.look_around()
+        self._outliving = WeakSet(self.in_flight)
         for flight in list(self.in_flight.values()):
-            flight.gone = True
-            self.end(flight, flight.response, None)
+            flight.gone = flight.client_left_at is not None
+            failure = None if flight.gone else "CancelledError"
+            _in_context_of(flight.task, partial(self.end, flight, flight.response, failure))
 
     def end(self, flight: Flight, response: Any, failure: str | None, ended: float | None = None) -> None:
         """Complete the exchange and tell the observers.
@@ -398,7 +413,7 @@ class Flight(Exchange):
     error: str | None = None
     gone = False
 
-    def __init__(self, recorder: Recorder, request: web.Request) -> None:
+    def __init__(self, recorder: Recorder, request: web.Request, writer: AbstractStreamWriter) -> None:
         headers, path = request.headers, request.rel_url.raw_path
         claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
         try:
@@ -419,7 +434,7 @@ class Flight(Exchange):
         self.user_agent = agent if agent is None or agent.isascii() else valid(agent)
         self.recorder = recorder
         self.request = request
-        self.writer = request.writer
+        self.writer = writer
         self.task = asyncio.current_task()  # type: ignore[assignment]
 
     def let_go(self) -> None:
@@ -487,9 +502,12 @@ class Flight(Exchange):
         self.recorder.end(self, self.response, failure and (self.error or failure), ended)
 
     def _is_handled(self) -> bool:
-        """Whether some middleware is still at it: outside ours, if its handler has returned."""
-        handled = getattr(self.request.protocol, "_current_request", None)
-        return handled is not None and handled.writer is self.writer
+        """Whether some middleware outside ours, or aiohttp that sends, is still at it in another task."""
+        protocol = self.request.protocol
+        handled = getattr(protocol, "_current_request", None)
+        if handled is not None:
+            return bool(handled.writer is self.writer)
+        return getattr(protocol, "_request_in_progress", False) and not is_own(self.task)
 
 
 def _is_cancelled(task: asyncio.Task[Any]) -> bool:

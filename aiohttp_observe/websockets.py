@@ -39,8 +39,8 @@ def count_messages(socket: web.WebSocketResponse) -> Websocket:
 
     @wraps(close)
     async def closed(*args: Any, **options: Any) -> bool:
-        if socket.close_code is None:  # else it was the client
-            counts.close_code = options.get("code", WSCloseCode.OK)
+        if counts.close_code is None and socket.close_code is None:  # else somebody was first
+            counts.close_code = options.get("code", args[0] if args else WSCloseCode.OK)
         return await close(*args, **options)
 
     socket.receive, socket.close = counted, closed  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ def note_close(counts: Websocket, socket: Any) -> None:
     What counts would keep it alive until the garbage collector comes.
     """
     code = getattr(socket, "close_code", None)
-    if code == WSCloseCode.OK and counts.close_code is not None:
+    if code in (None, WSCloseCode.OK) and counts.close_code is not None:
         code = counts.close_code  # aiohttp forgets it if somebody was waiting to receive
     counts.close_code = _NO_CLOSE_FRAME if code is None else int(code) or _NO_STATUS
     for name in ("receive", "close", *_SENDING):

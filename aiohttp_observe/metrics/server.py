@@ -52,9 +52,10 @@ class _Series:
         if alike[0].route is MALFORMED:
             return
         self._busy([exchange.busy for exchange in alike])
-        if alike[0].websocket is not None:  # its messages are counted, not their bytes
-            return
-        self._response_size([exchange.response_size for exchange in alike])
+        # Of a websocket the messages are counted, not their bytes.
+        sizes = [exchange.response_size for exchange in alike if exchange.websocket is None]
+        if sizes:
+            self._response_size(sizes)
         received = [exchange.request_size for exchange in alike if exchange.request_size]
         if received:
             self._request_size(received)
