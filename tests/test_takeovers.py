@@ -581,3 +581,206 @@ async def test_captured_headers_are_text_that_can_be_encoded(monkeypatch: Any) -
         )
         await until(lambda: spans.servers, "the span")
     assert attributes(spans.servers[0])["http.request.header.x_tenant"] == ["??"]
+
+
+# Handled in a task of a middleware's
+
+
+@web.middleware
+async def in_a_task(request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
+    response: web.StreamResponse = await asyncio.ensure_future(handler(request))
+    return response
+
+
+async def test_what_is_still_being_sent_has_not_ended_with_the_task_it_was_handled_in() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.sleep(0.4)
+        yield b"last"
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.Response(body=chunks())
+        await response.prepare(request)
+        return response
+
+    app, told = web.Application(), Told()
+    app.router.add_get("/", handler)
+    told.observe(app)
+    app.middlewares.insert(0, in_a_task)
+    async with serving(app) as service:
+        assert (await service.get("/")).text == "firstlast"
+        (exchange,) = await ended(app, told, 1)
+    assert exchange.status == 200
+    assert exchange.duration is not None
+    assert exchange.duration >= 0.4
+
+
+async def test_a_slow_signal_before_ours_ends_no_request() -> None:
+    async def slow(request: web.Request, response: web.StreamResponse) -> None:
+        await asyncio.sleep(0.4)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    app, told = web.Application(), Told()
+    app.router.add_get("/", handler)
+    app.on_response_prepare.append(slow)
+    told.observe(app)
+    app.middlewares.insert(0, in_a_task)
+    async with serving(app) as service:
+        await service.get("/")
+        (exchange,) = await ended(app, told, 1)
+    assert exchange.status == 200
+
+
+@web.middleware
+async def shielded(request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
+    response: web.StreamResponse = await asyncio.shield(asyncio.ensure_future(handler(request)))
+    return response
+
+
+@web.middleware
+async def tried_after_all(request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
+    for _ in range(2):
+        try:
+            response: web.StreamResponse = await handler(request)
+        except asyncio.CancelledError:
+            continue
+        return response
+    return web.Response()
+
+
+@pytest.mark.parametrize("outside", [shielded, tried_after_all])
+async def test_what_a_middleware_does_after_clean_up_is_not_told_again(outside: Any) -> None:
+    go_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        return web.Response()
+
+    app, told = web.Application(), Told()
+    app.router.add_get("/", handler)
+    told.observe(app)
+    app.middlewares.insert(0, outside)
+    async with serving(app, shutdown_timeout=0.05) as service:
+        _, writer = await service.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: told.witness.begun, "the request")
+    writer.close()
+    (exchange,) = await ended(app, told, 1)
+    assert _end_of(exchange) == ("/", "None", "CancelledError")
+    go_on.set()
+    await asyncio.sleep(0.05)
+    assert told.witness._ended.empty()
+    assert len(told.witness.begun) == len(told.spans.servers) == 1
+
+
+# Sizes and errors
+
+
+async def test_a_byte_that_is_no_text_in_a_header_costs_neither_error_nor_size() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"X-Echo": request.headers["X-Thing"]})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(b"some")
+        raise ValueError
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with observed(app) as (service, told):
+        await service.exchange_bytes(
+            b"GET / HTTP/1.1\r\nHost: x\r\nX-Thing: a\xff\r\nConnection: close\r\n\r\n"
+        )
+        (exchange,) = await ended(app, told, 1)
+    assert _end_of(exchange) == ("/", "200", "ValueError")
+    assert exchange.response_size == len("4\r\nsome\r\n")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_stream_for_a_client_that_has_left_is_told_as_that(method: str) -> None:
+    left = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await left.wait()
+        await until(lambda: request.transport is None, "the server to notice")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with observed(app) as (service, told):
+        _, writer = await service.connect()
+        writer.write(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await until(lambda: told.witness.begun, "the request")
+        writer.close()
+        left.set()
+        (exchange,) = await ended(app, told, 1)
+    assert _end_of(exchange)[1:] == LEFT
+
+
+# More websockets
+
+
+@pytest.mark.parametrize("first", [4001, None])
+async def test_who_closes_a_websocket_first_gives_the_code(first: int | None) -> None:
+    """Two tasks of the service do; one gives no code."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        calls = (socket.close() if first is None else socket.close(code=first), socket.close(code=4002))
+        closing = [asyncio.ensure_future(call) for call in calls]
+        await socket.receive()
+        await asyncio.wait(closing)
+        return socket
+
+    async with echoing(handler) as (app, service, told):
+        async with service.session.ws_connect(service.url("/")) as client:
+            await client.receive()
+            seen = client.close_code
+        (exchange,) = await ended(app, told, 1)
+    assert exchange.websocket is not None
+    assert exchange.websocket.close_code == seen == (first or 1000)
+
+
+async def test_a_websocket_that_lets_nobody_exchange_its_methods_is_served_uncounted() -> None:
+    class Sealed(web.WebSocketResponse):
+        @property
+        def receive(self) -> Any:
+            return super().receive
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        socket = Sealed()
+        await socket.prepare(request)
+        await socket.send_str((await socket.receive()).data)
+        await socket.close()
+        return socket
+
+    async with echoing(handler) as (app, service, told):
+        async with service.session.ws_connect(service.url("/")) as client:
+            await client.send_str("hi")
+            assert (await client.receive()).data == "hi"
+            await client.receive()
+        (exchange,) = await ended(app, told, 1)
+    assert _end_of(exchange) == ("/", "101", "")
+
+
+async def test_what_a_websocket_works_on_for_nobody_is_measured() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        (flight,) = request.app[OBSERVABILITY].recorder.in_flight.values()
+        await until(lambda: flight.client_left_at is not None, "somebody to notice")
+        await asyncio.sleep(0.02)
+        return socket
+
+    async with echoing(handler) as (app, service, told):
+        client = await service.session.ws_connect(service.url("/"))
+        assert client._response.connection is not None
+        client._response.connection.transport.abort()
+        (exchange,) = await ended(app, told, 1)
+        measured = told.registry.get_sample_value("http_server_abandoned_seconds_total", {"http_route": "/"})
+    assert exchange.abandoned >= 0.02
+    assert measured == pytest.approx(exchange.abandoned)
