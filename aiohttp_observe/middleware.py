@@ -486,7 +486,7 @@ class Flight(Exchange):
     def land_with(self, task: asyncio.Task[Any]) -> None:
         """The request's own is ``task``, not the one its handler was called in."""
         self.task = task
-        task.add_done_callback(self.landed)
+        self.be_told_of_end()
 
     def landed_unnoticed(self) -> None:
         """As `landed`, but some while ago: if nothing was sent, that was when its handler had ended."""

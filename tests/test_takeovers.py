@@ -17,7 +17,7 @@ from aiohttp import WSCloseCode, web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import OBSERVABILITY, Exchange, Metrics, Tracing, bind, request_id, setup_observability
-from tests.service import run_python, serving, until
+from tests.service import Service, run_python, serving, until
 from tests.spans import Spans, attributes
 from tests.test_edges import LEFT, Told, observed
 
@@ -47,6 +47,14 @@ async def ended(app: web.Application, told: Told, number: int) -> list[Exchange]
     assert app[OBSERVABILITY].recorder.in_flight == {}
     assert len(told.witness.begun) == number
     return exchanges
+
+
+async def asking(service: Service, told: Told, method: str = "GET") -> asyncio.StreamWriter:
+    """The connection of a request that is being served."""
+    _, writer = await service.connect()
+    writer.write(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await until(lambda: told.witness.begun, "the request")
+    return writer
 
 
 def _end_of(exchange: Exchange) -> End:
@@ -316,9 +324,7 @@ async def test_nothing_counts_as_sent_to_a_client_that_had_left(streams: bool) -
     app = web.Application()
     app.router.add_get("/", handler)
     async with observed(app) as (service, told):
-        _, writer = await service.connect()
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: told.witness.begun, "the request")
+        writer = await asking(service, told)
         writer.close()
         left.set()
         (exchange,) = await ended(app, told, 1)
@@ -343,9 +349,7 @@ async def test_a_handler_that_outlives_the_server_is_told_at_clean_up(swallows: 
     app = web.Application()
     app.router.add_get("/", handler)
     async with observed(app, shutdown_timeout=0.05) as (service, told):
-        _, writer = await service.connect()
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: told.witness.begun, "the request")
+        writer = await asking(service, told)
         if not swallows:
             writer.close()
             (flight,) = app[OBSERVABILITY].recorder.in_flight.values()
@@ -430,6 +434,20 @@ async def echoing(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
         yield app, service, told
 
 
+async def answer_once(socket: web.WebSocketResponse, **options: Any) -> web.StreamResponse:
+    """Send back what the client sends, and close; ``options`` are for ``socket.receive``."""
+    await socket.send_str((await socket.receive(**options)).data)
+    await socket.close()
+    return socket
+
+
+async def is_answered_once(service: Service) -> None:
+    async with service.session.ws_connect(service.url("/")) as client:
+        await client.send_str("hi")
+        assert (await client.receive()).data == "hi"
+        await client.receive()
+
+
 async def test_a_close_frame_without_a_code_has_the_code_for_that() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()
@@ -490,15 +508,10 @@ async def test_a_websocket_class_of_the_services_own_is_called_as_it_wants() -> 
     async def handler(request: web.Request) -> web.StreamResponse:
         socket = Limited()
         await socket.prepare(request)
-        await socket.send_str((await socket.receive(limit=3)).data)
-        await socket.close()
-        return socket
+        return await answer_once(socket, limit=3)
 
     async with echoing(handler) as (app, service, told):
-        async with service.session.ws_connect(service.url("/")) as client:
-            await client.send_str("hi")
-            assert (await client.receive()).data == "hi"
-            await client.receive()
+        await is_answered_once(service)
         (exchange,) = await ended(app, told, 1)
         sizes = told.registry.get_sample_value(
             "http_server_response_body_size_bytes_count", {"http_request_method": "GET", "http_route": "/"}
@@ -662,9 +675,7 @@ async def test_what_a_middleware_does_after_clean_up_is_not_told_again(outside: 
     told.observe(app)
     app.middlewares.insert(0, outside)
     async with serving(app, shutdown_timeout=0.05) as service:
-        _, writer = await service.connect()
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: told.witness.begun, "the request")
+        writer = await asking(service, told)
     writer.close()
     go_on.set()
     (exchange,) = await ended(app, told, 1)
@@ -710,9 +721,7 @@ async def test_a_stream_for_a_client_that_has_left_is_told_as_that(method: str) 
     app = web.Application()
     app.router.add_get("/", handler)
     async with observed(app) as (service, told):
-        _, writer = await service.connect()
-        writer.write(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        await until(lambda: told.witness.begun, "the request")
+        writer = await asking(service, told, method)
         writer.close()
         left.set()
         (exchange,) = await ended(app, told, 1)
@@ -753,15 +762,10 @@ async def test_a_websocket_that_lets_nobody_exchange_its_methods_is_served_uncou
     async def handler(request: web.Request) -> web.StreamResponse:
         socket = Sealed()
         await socket.prepare(request)
-        await socket.send_str((await socket.receive()).data)
-        await socket.close()
-        return socket
+        return await answer_once(socket)
 
     async with echoing(handler) as (app, service, told):
-        async with service.session.ws_connect(service.url("/")) as client:
-            await client.send_str("hi")
-            assert (await client.receive()).data == "hi"
-            await client.receive()
+        await is_answered_once(service)
         (exchange,) = await ended(app, told, 1)
     assert _end_of(exchange) == ("/", "101", "")
 
