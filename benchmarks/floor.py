@@ -16,9 +16,9 @@ from time import time as now
 from types import coroutine
 from typing import Any
 
-import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from msgspec.json import Encoder
 from multidict import istr
 from opentelemetry import context as context_api
 from opentelemetry.context import Context
@@ -26,17 +26,19 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation import _SPAN_KEY
 from prometheus_client import Histogram
 
+from aiohttp_observe.logs.access import AccessLine
 from aiohttp_observe.logs.lines import timestamp
 from aiohttp_observe.metrics.tally import observing_all
 
 __all__ = ["floor"]
 
-_BATCH = 16
+_BATCH = 32
 _HEADER = istr("X-Request-ID")
 _CARRIED = (istr("traceparent"), istr("tracestate"), istr("baggage"))
 _FLAGS = TraceFlags(TraceFlags.RANDOM_TRACE_ID)
 _observed: list[tuple[float, float, int]] = []
-_lines: list[bytes] = []
+_lines: list[AccessLine] = []
+_encode_lines = Encoder().encode_lines
 
 
 class _Told:
@@ -92,26 +94,27 @@ class _Ended(AbstractAccessLogger):
         told, status, path = request["told"], response.status, request.rel_url.raw_path
         seconds = perf_counter() - told.started
         _observed.append((seconds, told.busy, response.content_length))
+        busy_ms = int(told.busy * 1e6) / 1e3
         _lines.append(
-            orjson.dumps(
-                {
-                    "timestamp": timestamp(now()),
-                    "level": "INFO",
-                    "logger": "access",
-                    "message": f"{request.method} {path} {status}",
-                    "request_id": told.request_id,
-                    "trace_id": told.trace_id,
-                    "span_id": told.span_id,
-                    "http.request.method": request.method,
-                    "http.route": told.route,
-                    "url.path": path,
-                    "http.response.status_code": status,
-                    "duration_ms": int(seconds * 1e6) / 1e3,
-                    "busy_ms": int(told.busy * 1e6) / 1e3,
-                    "polls": told.polls,
-                    "client.address": request.remote,
-                    "user_agent.original": request.headers.get("User-Agent"),
-                }
+            AccessLine(
+                timestamp(now()),
+                "INFO",
+                "access",
+                f"{request.method} {path} {status}",
+                told.request_id,
+                request.method,
+                told.route,
+                path,
+                status,
+                int(seconds * 1e6) / 1e3,
+                busy_ms,
+                told.polls,
+                busy_ms,
+                told.trace_id,
+                told.span_id,
+                None,
+                request.remote,
+                request.headers.get("User-Agent"),
             )
         )
         if len(_lines) >= _BATCH:
@@ -121,7 +124,7 @@ class _Ended(AbstractAccessLogger):
 def _settle() -> None:
     for observe, values in zip(_observe_all, zip(*_observed, strict=True), strict=True):
         observe(values)
-    os.write(sys.stdout.fileno(), b"\n".join([*_lines, b""]))
+    os.write(sys.stdout.fileno(), _encode_lines(_lines))
     _observed.clear()
     _lines.clear()
 

@@ -32,7 +32,7 @@ LIBRARIES = {
     "prometheus_client": {"metrics"},
     "multidict": {"middleware", "tracing"},
     "aiohttp_sse": {"admin"},
-    "orjson": {"logs"},
+    "msgspec": {"logs"},
     "opentelemetry": {"tracing"},
     "opentelemetry.instrumentation._semconv": {"client"},
     "opentelemetry.instrumentation.aiohttp_client": {"client"},

@@ -86,7 +86,7 @@ def test_no_extra_is_needed_for_the_core(metadata: Message) -> None:
         "prometheus-async",
         "prometheus_client",
         "aiohttp-sse",
-        "orjson",
+        "msgspec",
     }
 
 

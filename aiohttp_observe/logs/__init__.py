@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO
@@ -132,10 +132,10 @@ class ServerLogs:
         return _Installed(handler, self._level)
 
 
-def _renderer(format_: str, stream: TextIO) -> Callable[[Any], str]:
-    if format_ == "text":
-        return partial(to_text, color=getattr(stream, "isatty", bool)())
-    return to_json
+def _renderer(format_: str, stream: TextIO) -> Callable[[Sequence[Any]], list[bytes]]:
+    if format_ == "json":
+        return to_json
+    return partial(to_text, color=getattr(stream, "isatty", bool)())
 
 
 class _Installed:

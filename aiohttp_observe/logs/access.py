@@ -6,18 +6,21 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from time import perf_counter, time
 from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from msgspec import Struct, field
 
 from ..exchange import FIELDS, MALFORMED, UNMATCHED, Exchange, current_exchange, taken
 from ..forks import heed_forks
-from .lines import named_apart, timestamp
+from .lines import named_apart, plain, timestamp
 from .writer import WriterHandler
 
-__all__ = ["AccessLines", "AccessLogger", "access_line"]
+__all__ = ["AccessLine", "AccessLines", "AccessLogger", "access_line"]
 
 logger = logging.getLogger("aiohttp_observe.access")
 
@@ -26,56 +29,92 @@ _TOLD_BY_RECORD = ("timestamp", "level", "logger", "message", "task")
 Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
 
 
-def access_line(created: float, fields: Mapping[str, Any] | None, exchange: Exchange) -> dict[str, Any]:
-    """An access line as plain data; ``created`` in seconds since the epoch, ``fields`` as plain data."""
-    path, status, span, task = exchange.path, exchange.status, exchange.span, exchange.task_name
-    client, agent = exchange.client_address, exchange.user_agent
-    line = {
-        "timestamp": timestamp(created),
-        "level": "INFO",
-        "logger": "aiohttp_observe.access",
-        "message": f"{exchange.method} {path or exchange.route} {status or '-'}",
-        "request_id": exchange.request_id,
-        # A third faster than with a format specifier.
-        "trace_id": None if span is None else "%032x" % span.trace_id,  # noqa: UP031
-        "span_id": None if span is None else "%016x" % span.span_id,  # noqa: UP031
-        "task": task,
-        "http.request.method": exchange.method,
-        "http.route": exchange.route,
-        "url.path": path,
-        "http.response.status_code": status,
-        "duration_ms": _milliseconds(exchange.duration or 0.0),
-        "busy_ms": _milliseconds(exchange.busy),
-        "polls": exchange.polls,
-        "longest_poll_ms": _milliseconds(exchange.longest_poll),
-        "client.address": client,
-        "user_agent.original": agent,
-    }
-    if span is None or task is None or client is None or agent is None:
-        line = {name: value for name, value in line.items() if value is not None}
-        line.setdefault("http.response.status_code", None)
-    _add_rarities(line, exchange)
-    for name, value in (fields or {}).items():
-        line[f"{name}_" if name in line else name] = value
+class AccessLine(Struct, omit_defaults=True):
+    """An access line as plain data: what is ``None`` isn't written, but for the status."""
+
+    timestamp: str
+    level: str
+    logger: str
+    message: str
+    request_id: str
+    method: str = field(name="http.request.method")
+    route: str = field(name="http.route")
+    path: str = field(name="url.path")
+    status: int | None = field(name="http.response.status_code")
+    duration_ms: float
+    busy_ms: float
+    polls: int
+    longest_poll_ms: float
+    trace_id: str | None = None
+    span_id: str | None = None
+    task: str | None = None
+    client: str | None = field(name="client.address", default=None)
+    agent: str | None = field(name="user_agent.original", default=None)
+    ready_ms: float | None = None
+    waiting_ms: dict[str, float] | None = None
+    messages_received: int | None = field(name="websocket.messages_received", default=None)
+    messages_sent: int | None = field(name="websocket.messages_sent", default=None)
+    close_code: int | None = field(name="websocket.close_code", default=None)
+    error_type: str | None = field(name="error.type", default=None)
+
+
+def access_line(created: float, exchange: Exchange) -> AccessLine:
+    """The line of an exchange; ``created`` in seconds since the epoch."""
+    path, status, span, request_id = exchange.path, exchange.status, exchange.span, exchange.request_id
+    trace_id = span_id = None
+    if span is not None:  # formatting so is a third faster than with a specifier
+        trace_id = request_id if span.trace_id == exchange.drawn else "%032x" % span.trace_id  # noqa: UP031
+        span_id = "%016x" % span.span_id  # noqa: UP031
+    busy_ms, polls = _milliseconds(exchange.busy), exchange.polls
+    # By position: by name it takes five times as long.
+    line = AccessLine(
+        timestamp(created),
+        "INFO",
+        "aiohttp_observe.access",
+        f"{exchange.method} {path or exchange.route} {status or '-'}",
+        request_id,
+        exchange.method,
+        exchange.route,
+        path,
+        status,
+        _milliseconds(exchange.duration or 0.0),
+        busy_ms,
+        polls,
+        busy_ms if polls == 1 else _milliseconds(exchange.longest_poll),
+        trace_id,
+        span_id,
+        exchange.task_name,
+        exchange.client_address,
+        exchange.user_agent,
+    )
+    if exchange.ready:
+        line.ready_ms = _milliseconds(exchange.ready)
+    if exchange.waiting:
+        line.waiting_ms = {kind: _milliseconds(seconds) for kind, seconds in exchange.waiting.items()}
+    if exchange.websocket is not None:
+        line.messages_received = exchange.websocket.received
+        line.messages_sent = exchange.websocket.sent
+        line.close_code = exchange.websocket.close_code
+    if exchange.error_type is not None:
+        line.error_type = exchange.error_type
     return line
 
 
-def _add_rarities(line: dict[str, Any], exchange: Exchange) -> None:
-    if exchange.ready:
-        line["ready_ms"] = _milliseconds(exchange.ready)
-    if exchange.waiting:
-        line["waiting_ms"] = {kind: _milliseconds(seconds) for kind, seconds in exchange.waiting.items()}
-    if exchange.websocket is not None:
-        line.update(exchange.websocket.attributes)
-    if exchange.error_type is not None:
-        line["error.type"] = exchange.error_type
+def _with_fields(line: AccessLine, fields: Mapping[str, Any] | None) -> AccessLine | dict[str, Any]:
+    """And what is bound, as plain data; a name that the line uses gets an underscore at its end."""
+    if not fields:
+        return line
+    told: dict[str, Any] = plain(line)
+    for name, value in fields.items():
+        told[f"{name}_" if name in told else name] = value
+    return told
 
 
 def _log(exchange: Exchange) -> None:
     """The same as a record, for handlers of the service's own."""
-    line = access_line(0.0, None, exchange)
-    facts = {name: value for name, value in line.items() if name not in _TOLD_BY_RECORD}
-    logger.info("%s", line["message"], extra=facts)
+    line = access_line(0.0, exchange)
+    facts = {name: value for name, value in plain(line).items() if name not in _TOLD_BY_RECORD}
+    logger.info("%s", line.message, extra=facts)
 
 
 def _milliseconds(seconds: float) -> float:
@@ -114,11 +153,18 @@ class AccessLines:
 
     def settle(self, ended: Sequence[Exchange]) -> None:
         """Have the lines written of the requests that have ended since the last time."""
-        enabled, epoch = logger.isEnabledFor(logging.INFO), time() - perf_counter()
-        for handler, fields, exchange in taken(self._waiting):
-            if enabled:
-                created = epoch + exchange.started + (exchange.duration or 0.0)
-                handler.put(access_line(created, fields, exchange))
+        if not logger.isEnabledFor(logging.INFO):
+            self._waiting.clear()
+        epoch = time() - perf_counter()
+        for handler, waiting in groupby(taken(self._waiting), itemgetter(0)):
+            handler.put(
+                [
+                    _with_fields(
+                        access_line(epoch + exchange.started + (exchange.duration or 0.0), exchange), fields
+                    )
+                    for _, fields, exchange in waiting
+                ]
+            )
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
         """aiohttp answers an escaped timeout with 504 and logs it without its traceback."""

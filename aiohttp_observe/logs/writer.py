@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import os
 import selectors
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -66,13 +67,14 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._starting = Lock()
 
-    def put(self, line: str) -> None:
-        """Queue one line; drop it if the queue is full."""
-        if self._closed or self._waiting.qsize() >= self._limit:
-            self.dropped(1)
-            return
-        self._waiting.put(line)
-        if self._thread is None:
+    def put(self, lines: Sequence[bytes]) -> None:
+        """Queue lines, in UTF-8 and with their ends; drop those for which the queue has no room."""
+        room = 0 if self._closed else max(0, self._limit - self._waiting.qsize())
+        for line in lines[:room]:
+            self._waiting.put(line)
+        if len(lines) > room:
+            self.dropped(len(lines) - room)
+        if self._thread is None and room:
             self._start()
 
     def flush(self, timeout: float) -> bool:
@@ -92,7 +94,7 @@ class Writer:
         # A thread sets no event of asyncio's as it ends.
         while self._is_writing() and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
-        left = sum(isinstance(item, str) for item in _take(self._waiting, self._waiting.qsize()))
+        left = sum(isinstance(item, bytes) for item in _take(self._waiting, self._waiting.qsize()))
         left += bool(self._torn)
         if left:
             self.dropped(left)
@@ -114,30 +116,30 @@ class Writer:
     def _run(self) -> None:
         while True:
             first = self._waiting.get()
-            if not self._closed and isinstance(first, str):
+            if not self._closed and isinstance(first, bytes):
                 sleep(_BATCH_DELAY)
             batch = [first, *_take(self._waiting, _BATCH)]
-            self._write([item for item in batch if isinstance(item, str)])
+            self._write([item for item in batch if isinstance(item, bytes)])
             for mark in batch:
-                if not isinstance(mark, str) and mark.locked():
+                if not isinstance(mark, bytes) and mark.locked():
                     mark.release()
             if self._closed and not self._waiting.qsize():
                 return
 
-    def _write(self, lines: list[str]) -> None:
+    def _write(self, lines: list[bytes]) -> None:
         if not lines:
             return
-        data = self._torn + _encoded(self._stream, "\n".join(lines) + "\n")
+        data = self._torn + _encoded(self._stream, b"".join(lines))
         self._torn = b""
         left = _unwritten(self._stream, data)
         if left:
             self._give_up(lines, left)
 
-    def _give_up(self, lines: list[str], left: bytes) -> None:
+    def _give_up(self, lines: list[bytes], left: bytes) -> None:
         """Drop the lines of which nothing is written; one that is torn is completed before the next."""
         size, dropped = len(left), 0
         for line in reversed(lines):
-            of_line = len(_encoded(self._stream, line + "\n"))
+            of_line = len(_encoded(self._stream, line))
             if of_line > size:
                 break
             size -= of_line
@@ -146,9 +148,11 @@ class Writer:
         self.dropped(dropped)
 
 
-def _encoded(stream: TextIO, text: str) -> bytes:
-    """What the stream's encoding lacks is escaped."""
-    return text.encode(_encoding(stream), "backslashreplace")
+def _encoded(stream: TextIO, data: bytes) -> bytes:
+    """UTF-8 as the stream has it; what its encoding lacks is escaped."""
+    encoding = _encoding(stream)
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    return data if is_utf8 else data.decode().encode(encoding, "backslashreplace")
 
 
 def _encoding(stream: TextIO) -> str:
@@ -192,7 +196,7 @@ class WriterHandler(logging.Handler):
     """Renders records, and hands them to a `Writer`."""
 
     def __init__(
-        self, writer: Writer, render: Callable[[dict[str, Any]], str], is_secret: SecretNames
+        self, writer: Writer, render: Callable[[Sequence[Any]], list[bytes]], is_secret: SecretNames
     ) -> None:
         super().__init__()
         self.writer = writer
@@ -201,13 +205,13 @@ class WriterHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.put(line_of(record, self.is_secret))
+            self.put([line_of(record, self.is_secret)])
         except Exception:  # logging must not raise into what logs
             self.writer.dropped(1)
 
-    def put(self, line: dict[str, Any]) -> None:
-        """Render and write a line's plain data."""
-        self.writer.put(self._render(line))
+    def put(self, lines: Sequence[Any]) -> None:
+        """Render and write the plain data of lines."""
+        self.writer.put(self._render(lines))
 
     def flush(self) -> None:
         """Called by `logging.shutdown` at interpreter exit."""

@@ -8,7 +8,7 @@ import logging
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -177,9 +177,29 @@ async def test_a_lone_surrogate_is_written_out_for_readers_who_take_none() -> No
         shop.info("\ud800\u2028 🫖", extra={"\udfff": "\udc80"})
 
     text = (await written_by(work)).getvalue().splitlines()[0]
-    line = orjson.loads(text)
+    line = msgspec.json.decode(text)
     assert line["message"] == "\\ud800\u2028 🫖"
     assert line["\\udfff"] == "\\udc80"
+
+
+class Markup(str):
+    """A text of the service's own class, whatever is done to it."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self
+
+
+async def test_a_text_of_a_class_of_its_own_is_a_text() -> None:
+    def work() -> None:
+        bind(bound=Markup("<b>"))
+        shop.info(Markup("here"), extra={"extra": [Markup("<i>\udfff")]})
+
+    (line,) = (await written_by(work)).of("shop")
+    assert line["message"] == "here"
+    assert line["bound"] == "<b>"
+    assert line["extra"] == ["<i>\\udfff"]
 
 
 # Secrets
