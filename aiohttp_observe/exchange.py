@@ -25,10 +25,12 @@ __all__ = [
     "RANDOM",
     "SCOPE",
     "UNMATCHED",
+    "Ended",
     "Exchange",
     "Meter",
     "NullMeter",
     "Observer",
+    "Outcome",
     "Scope",
     "SpanIds",
     "Step",
@@ -224,6 +226,13 @@ class Exchange:
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id} {self.method} {self.route} {self.status}>"
+
+
+Outcome = tuple[str, str, "int | str | None", "str | None"]
+"""Method, route, status and error."""
+
+Ended = Mapping[Outcome, Sequence[Exchange]]
+"""Requests that have ended, those of one outcome together, in the order in which they did."""
 
 
 @runtime_checkable

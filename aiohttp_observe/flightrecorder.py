@@ -8,6 +8,7 @@ or task; their number is bounded by that of the families.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -17,7 +18,7 @@ from math import inf
 from time import perf_counter
 from typing import Any
 
-from .exchange import OTHER, Exchange
+from .exchange import OTHER, Ended, Exchange
 
 __all__ = ["FlightRecorder", "StateOf"]
 
@@ -44,13 +45,12 @@ class FlightRecorder:
         self._families: dict[tuple[str, str], _Family] = {}
         self.total = 0
 
-    def settle(self, ended: Sequence[Exchange]) -> None:
+    def settle(self, ended: Ended) -> None:
         """Sort in those that have ended since the last time."""
-        self.total += len(ended)
-        for exchange in ended:
-            key = exchange.method, exchange.route
-            family = self._families.get(key) or self._new_family(key)
-            family.add(exchange)
+        for (method, route, _, error), alike in ended.items():
+            self.total += len(alike)
+            family = self._families.get((method, route)) or self._new_family((method, route))
+            family.add(alike, failed=error is not None)
 
     def _new_family(self, key: tuple[str, str]) -> _Family:
         if len(self._families) >= _MOST_FAMILIES:
@@ -102,22 +102,31 @@ class _Family:
         self._failed: deque[Exchange] = deque(maxlen=_KEPT)
         self._recent: deque[Exchange] = deque(maxlen=_KEPT)
 
-    def add(self, exchange: Exchange) -> None:
-        seconds, latency = exchange.duration or 0.0, 0
-        while seconds > _LATENCIES[latency]:
-            latency += 1
-        self._count += 1
-        self.seconds += seconds
-        self._busy += exchange.busy
-        self._latencies[latency] += 1
-        self._recent.append(exchange)
-        if exchange.waiting or exchange.ready:
-            self._add_waits(exchange)
-        if exchange.error_type is not None:
-            self._errors += 1
-            self._failed.append(exchange)
-        if seconds > self._fastest_kept:
-            self._keep_slow(seconds, exchange)
+    def add(self, alike: Sequence[Exchange], *, failed: bool) -> None:
+        """Requests that have ended alike."""
+        self._count += len(alike)
+        self._busy += sum([exchange.busy for exchange in alike])
+        self._recent.extend(alike[-_KEPT:])
+        if failed:
+            self._errors += len(alike)
+            self._failed.extend(alike[-_KEPT:])
+        for exchange in alike:
+            if exchange.waiting or exchange.ready:
+                self._add_waits(exchange)
+        self._add_durations(alike)
+
+    def _add_durations(self, alike: Sequence[Exchange]) -> None:
+        durations = [exchange.duration or 0.0 for exchange in alike]
+        self.seconds += sum(durations)
+        ascending, before = sorted(durations), 0
+        for latency, bound in enumerate(_LATENCIES):
+            upto = bisect_right(ascending, bound)
+            self._latencies[latency] += upto - before
+            before = upto
+        if ascending[-1] > self._fastest_kept:
+            for seconds, exchange in zip(durations, alike, strict=True):
+                if seconds > self._fastest_kept:
+                    self._keep_slow(seconds, exchange)
 
     def _add_waits(self, exchange: Exchange) -> None:
         self._ready += exchange.ready

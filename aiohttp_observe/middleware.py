@@ -17,8 +17,8 @@ import asyncio
 import logging
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -36,7 +36,9 @@ from .exchange import (
     MALFORMED,
     RANDOM,
     UNMATCHED,
+    Ended,
     Exchange,
+    Outcome,
     Scope,
     taken,
     title,
@@ -88,7 +90,7 @@ class RequestHooks(Protocol):
 
     def finished(self, exchange: Exchange) -> None: ...
 
-    def settle(self, ended: Sequence[Exchange]) -> None: ...
+    def settle(self, ended: Ended) -> None: ...
 
 
 class Recorder:
@@ -117,7 +119,7 @@ class Recorder:
         self._raised: list[tuple[str, Callable[[Exchange, Exception], None]]] = []
         self._prepared: list[tuple[str, Callable[[Exchange, web.StreamResponse], None]]] = []
         self._finished: list[tuple[str, Callable[[Exchange], None]]] = []
-        self._settle: list[tuple[str, Callable[[Sequence[Exchange]], None]]] = []
+        self._settle: list[tuple[str, Callable[[Ended], None]]] = []
         self._settling: asyncio.TimerHandle | None = None
         self.begin_anew()
         heed_forks(self)
@@ -319,7 +321,10 @@ class Recorder:
     def settle(self) -> None:
         """Have the pillars do what was left for later; may be called from any thread."""
         with self._settles:
-            ended = list(taken(self.unsettled))
+            ended: defaultdict[Outcome, list[Exchange]] = defaultdict(list)
+            for exchange in taken(self.unsettled):
+                outcome = exchange.method, exchange.route, exchange.status, exchange.error_type
+                ended[outcome].append(exchange)
             for name, hook in self._settle:
                 try:
                     hook(ended)

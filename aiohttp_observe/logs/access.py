@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from operator import itemgetter
 from time import perf_counter, time
@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from msgspec import Struct, field
 
-from ..exchange import FIELDS, MALFORMED, UNMATCHED, Exchange, current_exchange, taken
+from ..exchange import FIELDS, MALFORMED, UNMATCHED, Ended, Exchange, current_exchange, taken
 from ..forks import heed_forks
 from .lines import named_apart, plain, timestamp
 from .writer import WriterHandler
@@ -151,7 +151,7 @@ class AccessLines:
             # As they are now: the service may change what it has bound.
             waiting.append((handler, fields and named_apart(fields, handler.is_secret), exchange))
 
-    def settle(self, ended: Sequence[Exchange]) -> None:
+    def settle(self, ended: Ended) -> None:
         """Have the lines written of the requests that have ended since the last time."""
         if not logger.isEnabledFor(logging.INFO):
             self._waiting.clear()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter as Counted
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from math import inf
-from operator import itemgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -19,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from ..exchange import OTHER, Exchange, SpanIds, title, valid
 from .scraped import AtScrape
-from .tally import observing_all
+from .tally import buckets_of, observing_all
 
 if TYPE_CHECKING:
     from .description import Metrics
@@ -63,7 +62,6 @@ def bounded_status(status: int | str | None) -> int | str | None:
 
 
 _UPPER_BOUNDS = (*_DURATION_BUCKETS, inf)
-_seconds = itemgetter(0)
 
 
 class Timed:
@@ -76,18 +74,27 @@ class Timed:
         self._observe_all = observing_all(series)
         self._exemplar_due = [0.0] * len(_UPPER_BOUNDS)
 
-    def observe(self, timed: Iterable[tuple[float, SpanIds | None]]) -> None:
+    def observe(self, ascending: Sequence[float], spans: Sequence[SpanIds | None]) -> None:
         """Seconds, each with the span that may be its exemplar."""
-        plain, due, now, bucket = [], self._exemplar_due, perf_counter(), 0
-        for seconds, span in sorted(timed, key=_seconds):
-            while seconds > _UPPER_BOUNDS[bucket]:
-                bucket += 1
-            if span is not None and now >= due[bucket]:
-                due[bucket] = now + _EXEMPLAR_INTERVAL
+        plain = list(ascending)
+        if any(spans):
+            for seconds, span in self._exemplars(ascending, spans):
                 self._series.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
-            else:
-                plain.append(seconds)
+                plain.remove(seconds)
         self._observe_all(plain)
+
+    def _exemplars(
+        self, ascending: Sequence[float], spans: Sequence[SpanIds | None]
+    ) -> Iterator[tuple[float, SpanIds]]:
+        now, due = perf_counter(), self._exemplar_due
+        for bucket, begin, end in buckets_of(ascending, _UPPER_BOUNDS):
+            if now < due[bucket]:
+                continue
+            for seconds, span in zip(ascending[begin:end], spans[begin:end], strict=True):
+                if span is not None:
+                    due[bucket] = now + _EXEMPLAR_INTERVAL
+                    yield seconds, span
+                    break
 
 
 Method = TypeVar("Method", bound=Callable[..., None])
@@ -282,7 +289,7 @@ class Instruments:
         if timed is None:
             series = self._client_duration.labels(*map(label, key))
             timed = self._client[key] = Timed(series)
-        timed.observe([(seconds, span)])
+        timed.observe([seconds], [span])
 
     @_guarded
     def client_phase(self, host: str, phase: str, seconds: float) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from ..exchange import MALFORMED, Exchange
+from ..exchange import MALFORMED, Ended, Exchange, Outcome
 from .instruments import InFlight, Instruments, Timed, bounded_status, instruments_of, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
@@ -24,15 +24,13 @@ __all__ = ["ServerMetrics"]
 
 T = TypeVar("T")
 
-
-_Outcome = tuple[str, str, "int | str | None", "str | None"]
-"""Method, route, status and error of requests that are measured alike."""
+_duration = attrgetter("duration")
 
 
 class _Series:
     """The series of requests that ended alike, looked up once."""
 
-    def __init__(self, instruments: Instruments, outcome: _Outcome) -> None:
+    def __init__(self, instruments: Instruments, outcome: Outcome) -> None:
         method, route, _, _ = outcome
         self._duration = Timed(instruments.duration.labels(*map(label, outcome)))
         if route == MALFORMED:  # it never started
@@ -43,11 +41,10 @@ class _Series:
         self._abandoned = partial(instruments.abandoned.labels, route)
 
     def observe(self, alike: Sequence[Exchange], *, exemplars: bool) -> None:
+        by_duration = sorted(alike, key=_duration)
         self._duration.observe(
-            [
-                (exchange.duration or 0.0, exchange.span if exemplars and exchange.sampled else None)
-                for exchange in alike
-            ]
+            [exchange.duration or 0.0 for exchange in by_duration],
+            [exchange.span if exemplars and exchange.sampled else None for exchange in by_duration],
         )
         if alike[0].route is MALFORMED:
             return
@@ -72,7 +69,7 @@ class ServerMetrics:
         self._options = options
         self._registry = registry
         self._exemplars = options.exemplars
-        self._series: dict[_Outcome, _Series] = {}
+        self._series: dict[Outcome, _Series] = {}
 
     def serve(self, app: web.Application, gate: Gate | None) -> None:
         """Serve the registry on ``app``; ``gate`` says who may look if a token is required."""
@@ -82,16 +79,13 @@ class ServerMetrics:
             app.router.add_get(options.path, page.get)
             app.on_cleanup.append(page.close)
 
-    def settle(self, ended: Sequence[Exchange]) -> None:
+    def settle(self, ended: Ended) -> None:
         """Observe the requests that have ended since the last time."""
-        outcomes: defaultdict[_Outcome, list[Exchange]] = defaultdict(list)
-        for exchange in ended:
-            outcomes[exchange.method, exchange.route, exchange.status, exchange.error_type].append(exchange)
-        for outcome, alike in outcomes.items():
+        for outcome, alike in ended.items():
             series = self._series.get(outcome) or self._add(outcome)
             series.observe(alike, exemplars=self._exemplars)
 
-    def _add(self, outcome: _Outcome) -> _Series:
+    def _add(self, outcome: Outcome) -> _Series:
         method, route, status, error = outcome
         bounded_error = None if error is None else self.instruments.bounded_error(error)
         bounded = (method, self.instruments.bounded_route(route), bounded_status(status), bounded_error)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import Histogram
 
-__all__ = ["ObserveAll", "observing_all"]
+__all__ = ["ObserveAll", "buckets_of", "observing_all"]
 
 ObserveAll = Callable[[Sequence[float]], None]
+
+
+def buckets_of(ascending: Sequence[float], bounds: Sequence[float]) -> Iterator[tuple[int, int, int]]:
+    """The buckets, by their upper ``bounds``, that values fall into, and where those of each begin and end."""
+    begin = 0
+    while begin < len(ascending):
+        bucket = bisect_left(bounds, ascending[begin])
+        end = bisect_right(ascending, bounds[bucket], begin)
+        yield bucket, begin, end
+        begin = end
 
 
 def observing_all(series: Histogram) -> ObserveAll:
     """How to observe many values of ``series``, from any thread.
 
     ``Histogram.observe`` takes two locks and looks through the bounds for each value; this
-    takes them once for all that fall into one bucket, and goes through the bounds once.
+    takes them once for all that fall into one bucket.
     """
     try:
         bounds, buckets, total = series._upper_bounds, series._buckets, series._sum
@@ -28,14 +39,8 @@ def observing_all(series: Histogram) -> ObserveAll:
         return observe_each
 
     def observe_all(values: Sequence[float]) -> None:
-        counts: dict[int, int] = {}
-        bucket = 0
-        for value in sorted(values):
-            while value > bounds[bucket]:
-                bucket += 1
-            counts[bucket] = counts.get(bucket, 0) + 1
         total.inc(sum(values))
-        for bucket, count in counts.items():
-            buckets[bucket].inc(count)
+        for bucket, begin, end in buckets_of(sorted(values), bounds):
+            buckets[bucket].inc(end - begin)
 
     return observe_all
