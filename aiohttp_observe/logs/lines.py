@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from functools import lru_cache, partial
 from io import BytesIO
 from itertools import islice
-from math import isfinite
+from math import floor, isfinite
 from typing import Any
 
 from msgspec import to_builtins
@@ -62,15 +62,15 @@ _CONTROLS = str.maketrans(
 
 def timestamp(created: float) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    seconds = created // 1
-    return _second(seconds) + _MILLISECONDS[int((created - seconds) * 1000)]
+    seconds = floor(created)
+    return _second(seconds) + _MILLISECONDS[floor((created - seconds) * 1000)]
 
 
 _MILLISECONDS = [f".{milliseconds:03d}Z" for milliseconds in range(1000)]
 
 
 @lru_cache(maxsize=16)
-def _second(seconds: float) -> str:
+def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 

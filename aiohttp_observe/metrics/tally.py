@@ -13,7 +13,7 @@ ObserveAll = Callable[[Sequence[float]], None]
 
 
 def buckets_of(ascending: Sequence[float], bounds: Sequence[float]) -> Iterator[tuple[int, int, int]]:
-    """The buckets, by their upper ``bounds``, that values fall into, and where those of each begin and end."""
+    """The buckets, by their upper ``bounds``, that values fall into, and where each one's begin and end."""
     begin = 0
     while begin < len(ascending):
         bucket = bisect_left(bounds, ascending[begin])
