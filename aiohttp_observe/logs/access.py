@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import groupby
-from operator import itemgetter
 from time import perf_counter, time
 from typing import Any
 
@@ -24,6 +22,7 @@ __all__ = ["AccessLine", "AccessLines", "AccessLogger", "access_line"]
 
 logger = logging.getLogger("aiohttp_observe.access")
 
+_LARGE = 1.5 * 2.0**52
 _TOLD_BY_RECORD = ("timestamp", "level", "logger", "message", "task")
 
 Answered = Callable[[web.BaseRequest, web.StreamResponse, float], None]
@@ -58,8 +57,9 @@ class AccessLine(Struct, omit_defaults=True):
     error_type: str | None = field(name="error.type", default=None)
 
 
-def access_line(created: float, exchange: Exchange) -> AccessLine:
-    """The line of an exchange; ``created`` in seconds since the epoch."""
+def access_line(epoch: float, exchange: Exchange) -> AccessLine:
+    """The line of an exchange; ``epoch`` is the time when `time.perf_counter` was zero, in seconds."""
+    duration = exchange.duration or 0.0
     path, status, span, request_id = exchange.path, exchange.status, exchange.span, exchange.request_id
     trace_id = span_id = None
     if span is not None:  # formatting so is a third faster than with a specifier
@@ -68,7 +68,7 @@ def access_line(created: float, exchange: Exchange) -> AccessLine:
     busy_ms, polls = _milliseconds(exchange.busy), exchange.polls
     # By position: by name it takes five times as long.
     line = AccessLine(
-        timestamp(created),
+        timestamp(epoch + exchange.started + duration),
         "INFO",
         "aiohttp_observe.access",
         f"{exchange.method} {path or exchange.route} {status or '-'}",
@@ -77,7 +77,7 @@ def access_line(created: float, exchange: Exchange) -> AccessLine:
         exchange.route,
         path,
         status,
-        _milliseconds(exchange.duration or 0.0),
+        _milliseconds(duration),
         busy_ms,
         polls,
         busy_ms if polls == 1 else _milliseconds(exchange.longest_poll),
@@ -100,10 +100,8 @@ def access_line(created: float, exchange: Exchange) -> AccessLine:
     return line
 
 
-def _with_fields(line: AccessLine, fields: Mapping[str, Any] | None) -> AccessLine | dict[str, Any]:
+def _with_fields(line: AccessLine, fields: Mapping[str, Any]) -> dict[str, Any]:
     """And what is bound, as plain data; a name that the line uses gets an underscore at its end."""
-    if not fields:
-        return line
     told: dict[str, Any] = plain(line)
     for name, value in fields.items():
         told[f"{name}_" if name in told else name] = value
@@ -118,7 +116,8 @@ def _log(exchange: Exchange) -> None:
 
 
 def _milliseconds(seconds: float) -> float:
-    return (seconds * 1e6 + 0.5) // 1 / 1e3  # three digits: round() takes four times as long for them
+    # Three digits: beside so large a number there is no room for more.  round() takes six times as long.
+    return (seconds * 1e6 + _LARGE - _LARGE) / 1e3
 
 
 class AccessLines:
@@ -137,7 +136,7 @@ class AccessLines:
 
     def begin_anew(self) -> None:
         """In a forked child: the lines that wait are the parent's to write."""
-        self._waiting: deque[tuple[WriterHandler, Mapping[str, Any] | None, Exchange]] = deque()
+        self._waiting: deque[tuple[Exchange, Mapping[str, Any] | None]] = deque()
 
     def finished(self, exchange: Exchange) -> None:
         waiting = self._waiting
@@ -149,20 +148,20 @@ class AccessLines:
         else:
             fields = FIELDS.get()
             # As they are now: the service may change what it has bound.
-            waiting.append((handler, fields and named_apart(fields, handler.is_secret), exchange))
+            waiting.append((exchange, fields and named_apart(fields, handler.is_secret)))
 
     def settle(self, ended: Ended) -> None:
         """Have the lines written of the requests that have ended since the last time."""
         if not logger.isEnabledFor(logging.INFO):
             self._waiting.clear()
-        epoch = time() - perf_counter()
-        for handler, waiting in groupby(taken(self._waiting), itemgetter(0)):
+        handler, epoch = self._handler, time() - perf_counter()
+        if handler is not None:  # else what waits, if anything, has come this moment
             handler.put(
                 [
-                    _with_fields(
-                        access_line(epoch + exchange.started + (exchange.duration or 0.0), exchange), fields
-                    )
-                    for _, fields, exchange in waiting
+                    _with_fields(access_line(epoch, exchange), fields)
+                    if fields
+                    else access_line(epoch, exchange)
+                    for exchange, fields in taken(self._waiting)
                 ]
             )
 

@@ -114,7 +114,8 @@ class ServerTracer:
             span = self._start_server_span(context, exchange, request)
             if span is not None:
                 # Never detached: see the middleware's context variables.
-                self._attach(Context({**context, _SPAN_KEY: span.span}))
+                current = {_SPAN_KEY: span.span}
+                self._attach(Context(current if context is NOTHING else {**context, **current}))
         if span is not None:
             exchange.span = span
             exchange.sampled = span.sampled
