@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from heapq import heappush, heappushpop
@@ -99,17 +99,17 @@ class _Family:
         self._latencies = [0] * len(_CLASSES)
         self._fastest_kept = -1.0
         self._slowest: list[tuple[float, int, Exchange]] = []
-        self._failed: deque[Exchange] = deque(maxlen=_KEPT)
-        self._recent: deque[Exchange] = deque(maxlen=_KEPT)
+        self._failed: list[Exchange] = []
+        self._recent: list[Exchange] = []
 
     def add(self, alike: Sequence[Exchange], *, failed: bool) -> None:
         """Requests that have ended alike."""
         self._count += len(alike)
         self._busy += sum([exchange.busy for exchange in alike])
-        self._recent.extend(alike[-_KEPT:])
+        self._recent = _newest(self._recent, alike)
         if failed:
             self._errors += len(alike)
-            self._failed.extend(alike[-_KEPT:])
+            self._failed = _newest(self._failed, alike)
         for exchange in alike:
             if exchange.waiting or exchange.ready:
                 self._add_waits(exchange)
@@ -142,8 +142,8 @@ class _Family:
             self._fastest_kept = self._slowest[0][0]
 
     def kept(self) -> Iterator[Exchange]:
-        yield from reversed(list(self._recent))
-        yield from reversed(list(self._failed))
+        yield from reversed(self._recent)
+        yield from reversed(self._failed)
         yield from (exchange for _, _, exchange in list(self._slowest))
 
     def told(self) -> dict[str, Any]:
@@ -157,9 +157,18 @@ class _Family:
             "ready_seconds": round(self._ready, 6),
             "waiting": _rounded(self._waiting),
             "slowest": [_brief(exchange) for _, _, exchange in slowest],
-            "failed": [_brief(exchange) for exchange in reversed(list(self._failed))],
-            "recent": [_brief(exchange) for exchange in reversed(list(self._recent))],
+            "failed": [_brief(exchange) for exchange in reversed(self._failed)],
+            "recent": [_brief(exchange) for exchange in reversed(self._recent)],
         }
+
+
+def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:
+    """Of both, each oldest first, the last to end: those that ended otherwise may come before or after."""
+    return sorted([*kept, *ended[-_KEPT:]], key=_ended)[-_KEPT:]
+
+
+def _ended(exchange: Exchange) -> float:
+    return exchange.started + (exchange.duration or 0.0)
 
 
 _order = count()

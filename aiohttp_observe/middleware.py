@@ -324,7 +324,10 @@ class Recorder:
             ended: defaultdict[Outcome, list[Exchange]] = defaultdict(list)
             for exchange in taken(self.unsettled):
                 outcome = exchange.method, exchange.route, exchange.status, exchange.error_type
-                ended[outcome].append(exchange)
+                try:
+                    ended[outcome].append(exchange)
+                except Exception as exc:  # a route of the service's own class, which can't be told apart
+                    self.complain("recorder", exc)
             for name, hook in self._settle:
                 try:
                     hook(ended)

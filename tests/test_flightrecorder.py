@@ -10,7 +10,19 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import CLIENT_SESSION, OBSERVABILITY, Logs, Metrics, operation, setup_observability
+from aiohttp_observe import (
+    CLIENT_SESSION,
+    OBSERVABILITY,
+    Exchange,
+    Logs,
+    Metrics,
+    operation,
+    setup_observability,
+)
+
+from aiohttp_observe.exchange import Scope
+from aiohttp_observe.flightrecorder import FlightRecorder
+from aiohttp_observe.middleware import Recorder
 
 from .service import Service, serving, until
 
@@ -141,3 +153,39 @@ async def test_a_flood_of_requests_keeps_no_more_than_some(registry: CollectorRe
         await until(lambda: flights.total >= 400, "the requests to be sorted in")
         kept = {id(exchange) for exchange in flights._kept()}
         assert len(kept) <= 15
+
+
+def ended(number: int, error_type: str | None = None, route: str = "/orders") -> Exchange:
+    exchange = Exchange(Scope(), f"r{number}", "GET", route, "/orders", None, None, float(number))
+    exchange.status, exchange.duration, exchange.error_type = 200, 0.001, error_type
+    return exchange
+
+
+def kept_of(*ends: Exchange) -> dict[str, list[str]]:
+    """The requests that are kept of those that ended together, by why."""
+    recorder, kept = Recorder(Scope()), FlightRecorder(list)
+    recorder.add("flightrecorder", kept)
+    recorder.unsettled.extend(ends)
+    recorder.settle()
+    (family,) = kept.overview(lambda exchange: (None, None))["routes"]
+    return {why: [row["request_id"] for row in family[why]] for why in ("recent", "failed")}
+
+
+def test_the_latest_are_the_last_to_end_however_they_did() -> None:
+    errors = {1: "LookupError", 2: "OSError", 3: "OSError", 4: "LookupError", 5: "OSError", 6: "OSError"}
+    assert kept_of(*(ended(number, errors.get(number)) for number in range(20))) == {
+        "recent": ["r19", "r18", "r17", "r16", "r15"],
+        "failed": ["r6", "r5", "r4", "r3", "r2"],
+    }
+
+
+class Unhashable(str):
+    """A route that can't be told from others."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_route_that_cannot_be_told_apart_costs_no_other_request() -> None:
+    ends = (ended(1), ended(2, route=Unhashable("/odd")), ended(3))
+    assert kept_of(*ends)["recent"] == ["r3", "r1"]

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import (
     AccessLogger,
+    Exchange,
     JsonFormatter,
     Logs,
     Metrics,
@@ -1097,6 +1098,30 @@ async def test_an_access_line_has_what_was_bound_as_it_was_then() -> None:
             await service.get("/work")
     lines = output.of("aiohttp_observe.access")
     assert [line["basket"]["items"] for line in lines] == [1, 2, 3]
+
+
+class Spoiler:
+    """An observer that leaves of one request what isn't a number."""
+
+    def finished(self, exchange: Exchange) -> None:
+        if exchange.request_id == "spoilt":
+            exchange.busy = None  # type: ignore[assignment]
+
+
+async def test_a_line_that_cannot_be_made_costs_no_other_and_is_counted(registry: CollectorRegistry) -> None:
+    output = Output()
+    app = application(
+        int,
+        logs=Logs(stream=output, replace=True),
+        metrics=Metrics(registry=registry),
+        observers=[Spoiler()],
+    )
+    async with serving(app) as service:
+        for request_id in ("before", "spoilt", "after"):
+            await service.get("/work", headers={"X-Request-ID": request_id})
+    lines = output.of("aiohttp_observe.access")
+    assert [line["request_id"] for line in lines] == ["before", "after"]
+    assert dropped(registry) == 1
 
 
 async def test_no_text_of_a_client_looks_like_a_line_of_its_own() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from time import perf_counter, time
 from typing import Any
@@ -136,7 +136,7 @@ class AccessLines:
 
     def begin_anew(self) -> None:
         """In a forked child: the lines that wait are the parent's to write."""
-        self._waiting: deque[tuple[Exchange, Mapping[str, Any] | None]] = deque()
+        self._waiting: deque[tuple[WriterHandler, Exchange, Mapping[str, Any] | None]] = deque()
 
     def finished(self, exchange: Exchange) -> None:
         waiting = self._waiting
@@ -148,22 +148,25 @@ class AccessLines:
         else:
             fields = FIELDS.get()
             # As they are now: the service may change what it has bound.
-            waiting.append((exchange, fields and named_apart(fields, handler.is_secret)))
+            waiting.append((handler, exchange, fields and named_apart(fields, handler.is_secret)))
 
     def settle(self, ended: Ended) -> None:
         """Have the lines written of the requests that have ended since the last time."""
         if not logger.isEnabledFor(logging.INFO):
             self._waiting.clear()
-        handler, epoch = self._handler, time() - perf_counter()
-        if handler is not None:  # else what waits, if anything, has come this moment
-            handler.put(
-                [
-                    _with_fields(access_line(epoch, exchange), fields)
-                    if fields
-                    else access_line(epoch, exchange)
-                    for exchange, fields in taken(self._waiting)
-                ]
-            )
+        epoch, failure = time() - perf_counter(), None
+        lines: defaultdict[WriterHandler, list[AccessLine | dict[str, Any]]] = defaultdict(list)
+        for handler, exchange, fields in taken(self._waiting):
+            try:
+                line = access_line(epoch, exchange)
+                lines[handler].append(_with_fields(line, fields) if fields else line)
+            except Exception as exc:  # it costs no other line
+                handler.writer.dropped(1)
+                failure = exc
+        for handler, together in lines.items():
+            handler.put(together)
+        if failure is not None:
+            raise failure
 
     def raised(self, exchange: Exchange, exc: Exception) -> None:
         """aiohttp answers an escaped timeout with 504 and logs it without its traceback."""

@@ -205,13 +205,20 @@ class WriterHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.put([line_of(record, self.is_secret)])
+            line = line_of(record, self.is_secret)
         except Exception:  # logging must not raise into what logs
             self.writer.dropped(1)
+        else:
+            self.put([line])
 
     def put(self, lines: Sequence[Any]) -> None:
         """Render and write the plain data of lines."""
-        self.writer.put(self._render(lines))
+        try:
+            rendered = self._render(lines)
+        except Exception:
+            self.writer.dropped(len(lines))
+        else:
+            self.writer.put(rendered)
 
     def flush(self) -> None:
         """Called by `logging.shutdown` at interpreter exit."""
