@@ -19,7 +19,6 @@ from aiohttp_observe import (
     operation,
     setup_observability,
 )
-
 from aiohttp_observe.exchange import Scope
 from aiohttp_observe.flightrecorder import FlightRecorder
 from aiohttp_observe.middleware import Recorder
