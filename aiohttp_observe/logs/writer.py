@@ -215,7 +215,7 @@ class WriterHandler(logging.Handler):
         """Render and write the plain data of lines."""
         try:
             rendered = self._render(lines)
-        except Exception:
+        except Exception:  # as in `emit`, which calls this
             self.writer.dropped(len(lines))
         else:
             self.writer.put(rendered)
