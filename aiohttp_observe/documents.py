@@ -170,7 +170,9 @@ class Documents:
         if loop is None or block.seconds < _LONG_BLOCK_SECONDS or now - self._bundled < _BUNDLE_INTERVAL:
             return
         self._bundled = now
-        reason = f"the loop was blocked for {block.seconds:.1f} s in {block.frame.file}:{block.frame.line}"
+        frame = block.frame
+        where = f"by {block.request or 'a line unseen'}" if frame is None else f"in {frame.file}:{frame.line}"
+        reason = f"the loop was blocked for {block.seconds:.1f} s {where}"
         with suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(self._bundle_soon, reason)
 

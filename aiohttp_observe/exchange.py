@@ -330,17 +330,19 @@ class NullMeter:
 class Scope:
     """What one application's pillars offer to code that runs in its requests and tasks.
 
-    ``stalled_since`` tells since when the loop hasn't turned, if it hasn't (see `LoopMonitor`).
+    ``stalled_since`` tells since when the loop hasn't turned, if it hasn't, and ``held`` hears who
+    has held it for how many seconds (see `LoopMonitor`).
     ``tracer`` is an OpenTelemetry tracer, typed loosely because only the tracing room may
     know that library; ``None`` when that pillar is off.  ``background`` are the spawned tasks,
     ``elsewhere`` those that others run with `supervised`, ``workers`` what `workers_of` reads.
     """
 
-    __slots__ = ("background", "elsewhere", "meter", "stalled_since", "tracer", "workers")
+    __slots__ = ("background", "elsewhere", "held", "meter", "stalled_since", "tracer", "workers")
 
     def __init__(self) -> None:
         self.meter: Meter = NullMeter()
         self.stalled_since: Callable[[float], float | None] | None = None
+        self.held: Callable[[Exchange, float], None] | None = None
         self.tracer: Any = None
         self.background: set[Any] = set()
         self.elsewhere: WeakSet[Any] = WeakSet()

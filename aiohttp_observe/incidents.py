@@ -23,6 +23,8 @@ _MOST = 200
 """Lines, and kinds of failure, that are kept."""
 _MOST_VICTIMS = 20
 
+_Culprit = Frame | str | None
+"""A line, or where nobody saw it the request it worked for."""
 _Kind = tuple[str, "str | None", "str | None", "Frame | None"]
 """A kind of failure: kind, exception's name, coroutine function's name, line."""
 
@@ -60,16 +62,17 @@ class Block:
 
     ``started``  when, `time.perf_counter` seconds, right to half a beat of the loop watch
     ``seconds``  how long, right to half a beat
-    ``frame``    the line seen there most often, the innermost of the service's own
+    ``frame``    the line seen there most often, the innermost of the service's own; ``None`` if nobody
+                 could look, because no other thread got to run
     ``stack``    as it was seen there, innermost first
-    ``task``     number of the task, ``None`` for a bare callback
+    ``task``     number of the task, ``None`` for a bare callback, or without a frame
     ``request``  method and route of the request that the task works for
     ``scope``    `id` of the `Scope` that the request belongs to: applications may share a loop
     """
 
     started: float
     seconds: float
-    frame: Frame
+    frame: Frame | None
     stack: tuple[Frame, ...]
     task: int | None
     task_name: str | None
@@ -93,13 +96,13 @@ class Incidents:
         # what can't be added at once is added with the next.
         self._lock = threading.Lock()
         self._told: deque[Callable[[], None]] = deque(maxlen=_MOST)
-        self._blocked: _Recent[Frame, _BlockedLine] = _Recent(_BlockedLine)
+        self._blocked: _Recent[_Culprit, _BlockedLine] = _Recent(_BlockedLine)
         self._unhandled: _Recent[_Kind, _FailureKind] = _Recent(_FailureKind)
 
     def blocked(self, block: Block, victims: Sequence[str] = (), victims_total: int = 0) -> None:
         """Add a block, with the ids of requests that it kept waiting (20 are kept) and their number."""
         example = _example(block, victims, victims_total)
-        self._add(lambda: self._blocked.use(block.frame).add(block, example))
+        self._add(lambda: self._blocked.use(block.frame or block.request).add(block, example))
 
     def unhandled(
         self,
@@ -121,7 +124,7 @@ class Incidents:
         """The document of ``/_tasks/incidents``: what blocked longest in total, what failed most, first."""
         with self._lock:
             self._settle()
-            blocked = [line.to_dict(frame) for frame, line in self._blocked.items()]
+            blocked = [line.to_dict(culprit) for culprit, line in self._blocked.items()]
             unhandled = [failure.to_dict(*kind) for kind, failure in self._unhandled.items()]
             left_out = self._blocked.left_out + self._unhandled.left_out
         blocked.sort(key=lambda row: row["total_seconds"], reverse=True)
@@ -180,9 +183,9 @@ class _BlockedLine:
             self._longest = block.seconds
             self._cause, self._example = block.cause, example
 
-    def to_dict(self, frame: Frame) -> dict[str, Any]:
+    def to_dict(self, culprit: _Culprit) -> dict[str, Any]:
         return {
-            "frame": asdict(frame),
+            "frame": asdict(culprit) if isinstance(culprit, Frame) else None,
             "count": self._count,
             "total_seconds": self._total,
             "longest_seconds": self._longest,

@@ -456,6 +456,11 @@ class Flight(Exchange):
         except Exception as exc:  # nothing of ours may reach the handler
             self.recorder.complain("recorder", exc)
 
+    def held(self, seconds: float) -> None:
+        """The handler has held the loop."""
+        if self.scope.held is not None:
+            self.scope.held(self, seconds)
+
     def _split_wait(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         stalled = self.scope.stalled_since
         stalled_since = None if stalled is None else stalled(until)

@@ -281,7 +281,7 @@ class Observability:
             also = None if self.admin is None else self.documents.blocked
             bystanders = Bystanders(self.scope, self.recorder.in_flight.values(), self.incidents, also)
             self.monitor = monitor = pillars.loop_watch.install(loop, meter, bystanders)
-            self.scope.stalled_since = monitor.stalled_since
+            self.scope.stalled_since, self.scope.held = monitor.stalled_since, monitor.held
             stack.callback(self._stop_watching, monitor)
             if self.metrics is not None:
                 stack.callback(self.metrics.read_utilization(monitor.utilization))
@@ -291,7 +291,7 @@ class Observability:
         failures.close()
 
     def _stop_watching(self, monitor: LoopMonitor) -> None:
-        self.monitor = self.scope.stalled_since = None
+        self.monitor = self.scope.stalled_since = self.scope.held = None
         monitor.close()
 
     def _look_around(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from time import perf_counter
@@ -26,9 +27,7 @@ from aiohttp_observe import LoopWatch
 from aiohttp_observe.exchange import Exchange, NullMeter, Scope
 from aiohttp_observe.loopwatch import LoopMonitor
 from aiohttp_observe.tasks import Blocked, Frame, LoopState, adopt, number_of, take_snapshot, to_dict
-
-PATIENCE = 20.0
-"""Seconds to wait for what comes at once on a machine that isn't busy."""
+from tests.service import PATIENCE, until
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 RunOnLoop = Callable[[Main], None]
@@ -191,12 +190,20 @@ def keep_the_lock() -> None:
 def test_a_call_that_lets_no_thread_run_is_named(
     watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def have_been_told(count: int) -> bool:
+        return len(told(caplog)) == count
+
     async def main() -> None:
-        keep_the_lock()
+        # Again, if another thread than the watching one gets the lock next: see test_loopwatch_unseen.
+        for count_so_far in range(1, 21):
+            keep_the_lock()
+            await until(partial(have_been_told, count_so_far), "the block")
+            if hasattr(told(caplog)[-1], "code.lineno"):
+                break
 
     watched(main)
-    assert vars(the_line(caplog))["code.lineno"] == line_of(keep_the_lock, "sum(")
-    assert len(numbers.blocks) == 1
+    assert vars(told(caplog)[-1])["code.lineno"] == line_of(keep_the_lock, "sum(")
+    assert len(numbers.blocks) == len(told(caplog))
 
 
 def wait_in_a_library() -> None:
@@ -521,7 +528,8 @@ def test_without_thread_clocks_blocks_are_told_and_utilization_is_unknown(
         monitor.close()
 
     loop.run_until_complete(main())
-    assert vars(the_line(caplog))["code.function"] == "keep_the_lock"
+    assert the_line(caplog).blocked_ms == pytest.approx(numbers.blocks[0] * 1000, abs=0.1)
+    assert len(numbers.blocks) == 1
 
 
 # Its start and its end

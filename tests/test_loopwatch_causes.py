@@ -153,6 +153,7 @@ def test_the_cause_of_a_block_is_told(
 ) -> None:
     block = block_by(loop, hold, kind)
     assert block.cause.kind == kind
+    assert block.frame is not None
     assert block.frame.function in (hold.__name__, "<lambda>")
     record: Any = [record for record in caplog.records if record.name == "aiohttp_observe.loopwatch"][-1]
     assert (record.cause, record.cause_confidence) == (kind, block.cause.confidence)

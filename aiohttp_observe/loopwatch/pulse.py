@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from types import CodeType
 
-from ..exchange import Meter
+from ..exchange import Exchange, Meter
 from .clocks import Reading, read
 from .telling import report
 
@@ -26,12 +26,22 @@ _AFTERMATH = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """A beat that was due at ``due`` and came ``lag`` seconds late, and the clocks at both ends."""
+    """A beat that was due at ``due`` and came ``lag`` seconds late, and the clocks at both ends.
+
+    ``holder`` is the request that held the loop for most of it, if one did, until ``held_until``.
+    """
 
     due: float
     lag: float
     before: Reading
     after: Reading
+    holder: Exchange | None
+    held_until: float
+
+    @property
+    def worked(self) -> float:
+        """Seconds for which the loop's thread was on a CPU."""
+        return self.after.cpu - self.before.cpu
 
 
 class Pulse:
@@ -56,6 +66,8 @@ class Pulse:
         """The clocks at the last beat."""
         self._loop = loop
         self._hear = hear
+        self._holder: Exchange | None = None
+        self._longest_hold = self._held_until = 0.0
         self._timer: asyncio.Handle = loop.call_soon(self._beat)
 
     def stop(self) -> None:
@@ -72,6 +84,11 @@ class Pulse:
             return due
         return self.stalled_from if now < self.stalled_until else None
 
+    def held(self, exchange: Exchange, seconds: float) -> None:
+        """A request has just held the loop for so long."""
+        if seconds > self._longest_hold:
+            self._holder, self._longest_hold, self._held_until = exchange, seconds, perf_counter()
+
     def _beat(self) -> None:
         self._timer = self._loop.call_later(self.interval, self._beat)
         self.caller = sys._getframe(1).f_code
@@ -86,5 +103,7 @@ class Pulse:
         if lag > _STALL:
             self.stalled_from, self.stalled_until = due, now + _AFTERMATH
             if lag >= self.shortest_lag:
-                self._hear(Late(due, lag, before, self.before))
+                holder = self._holder if self._longest_hold * 2 > lag else None
+                self._hear(Late(due, lag, before, self.before, holder, self._held_until))
+        self._holder, self._longest_hold = None, 0.0
         report(self.meters, lambda meter: meter.loop_lag(lag))

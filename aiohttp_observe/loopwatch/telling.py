@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..exchange import Meter
 from ..incidents import Block
+from ..tasks.model import Frame
 
 __all__ = ["Listener", "inform", "report", "tell"]
 
@@ -52,38 +53,39 @@ def inform(listeners: Iterable[T], of: Callable[[T], None], meters: Iterable[Met
 
 def tell(block: Block, seen: int, looks: int, *, still: bool) -> None:
     """Log it, in the watchdog's thread: the loop is blocked, or has just got going again."""
-    frame = block.frame
     logger.warning(
-        "event loop %s %.2f s in %s (%s:%d) by %s%s",
+        "event loop %s %.2f s %s",
         "still blocked after" if still else "blocked for",
         block.seconds,
-        frame.function,
-        PurePath(frame.file).name,
-        frame.line,
-        _culprit(block),
-        "" if seen == looks else f", seen there at {seen} of {looks} looks",
+        _unseen(block) if block.frame is None else _seen(block, block.frame, seen, looks),
         extra=_fields(block, still),
     )
 
 
-def _culprit(block: Block) -> str:
-    if block.task_name is None:
-        return "a callback"
+def _seen(block: Block, frame: Frame, seen: int, looks: int) -> str:
+    task = "a callback" if block.task_name is None else f"task {block.task_name}"
     request = "" if block.request is None else f", {block.request}"
-    return f"task {block.task_name}{request}"
+    share = "" if seen == looks else f", seen there at {seen} of {looks} looks"
+    return f"in {frame.function} ({PurePath(frame.file).name}:{frame.line}) by {task}{request}{share}"
+
+
+def _unseen(block: Block) -> str:
+    by = "" if block.request is None else f"by {block.request}, "
+    return f"{by}in a line that nobody saw: no other thread got to run"
 
 
 def _fields(block: Block, still: bool) -> dict[str, Any]:
     """The ``extra`` of the log line: those that there are."""
     frame, cause = block.frame, block.cause
+    place: dict[str, Any] = {}
+    if frame is not None:
+        place = {"code.function": frame.function, "code.filepath": frame.file, "code.lineno": frame.line}
     fields = {
         "blocked_ms": round(block.seconds * 1000, 1),
         "cause": cause.kind,
         "cause_confidence": cause.confidence,
         "cause_evidence": cause.evidence,
-        "code.function": frame.function,
-        "code.filepath": frame.file,
-        "code.lineno": frame.line,
+        **place,
         "still_blocked": still or None,
         "task": block.task_name,
         "request_id": block.request_id,

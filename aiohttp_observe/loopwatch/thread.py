@@ -23,7 +23,7 @@ from ..tasks.threads import caller_of, innermost_frames
 from ..tasks.tracker import exchange_of, number_of, title_of
 from . import pulse
 
-__all__ = ["LoopThread", "Sighting", "Usage"]
+__all__ = ["LoopThread", "Sighting", "Usage", "out_of_sight"]
 
 _DEEPEST = 50
 _WINDOW = 10
@@ -32,9 +32,12 @@ _WINDOW = 10
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What the loop's thread was seen doing: ``place`` is the line to name.  Plain values only."""
+    """What the loop's thread was seen doing, or must have done.  Plain values only.
 
-    place: Frame
+    ``place`` is the line to name, ``None`` if nobody could look, and then there is no ``stack`` either.
+    """
+
+    place: Frame | None
     task: int | None
     task_name: str | None = field(compare=False)
     request: str | None = field(compare=False)
@@ -87,7 +90,8 @@ class LoopThread:
         stack = _callback_stack(frame, caller)
         if frame is None or not stack or stack[-1].file == pulse.__file__:
             return None
-        return _sighting(stack, _current_task(self._loop), _is_in_call(frame))
+        task = _current_task(self._loop)
+        return _sighting(stack, task, None if task is None else exchange_of(task), _is_in_call(frame))
 
 
 class Usage:
@@ -145,11 +149,17 @@ def _is_in_call(frame: FrameType) -> bool:
     return name.startswith(("CALL", "PRECALL", "BEFORE_", "WITH_", "SETUP_WITH", "FOR_ITER"))
 
 
-def _sighting(stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, in_call: bool) -> Sighting:
-    exchange = None if task is None else exchange_of(task)
+def out_of_sight(exchange: Exchange | None) -> Sighting:
+    """What nobody saw, done for ``exchange`` as far as is known."""
+    return _sighting((), None, exchange, in_call=False)
+
+
+def _sighting(
+    stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, exchange: Exchange | None, in_call: bool
+) -> Sighting:
     span = None if exchange is None else exchange.span
     return Sighting(
-        place=own_line(stack) or stack[0],
+        place=own_line(stack) or next(iter(stack), None),
         task=None if task is None else number_of(task),
         task_name=None if task is None else title_of(task),
         request=None if exchange is None else f"{exchange.method} {exchange.route}",

@@ -62,7 +62,7 @@ class LoopWatch:
 class LoopMonitor:
     """One application's share in the watch of its loop.
 
-    All but `stalled_since` and `close` works from any thread.
+    All but `stalled_since`, `held` and `close` works from any thread.
     """
 
     def __init__(self, watch: _Watch, meter: Meter, blocks: Listener | None) -> None:
@@ -71,6 +71,8 @@ class LoopMonitor:
         self._open = True
         self.stalled_since = watch.pulse.stalled_since
         """`Pulse.stalled_since`, bound once: it is asked for every request."""
+        self.held = watch.pulse.held
+        """`Pulse.held`: of a block that nobody could look at, whose it was is known from here."""
         watch.join(self._share)
 
     @property
@@ -148,7 +150,7 @@ class _Watch:
 
     def _hear(self, late: Late) -> None:
         """A beat came too late; those it kept waiting are still there, before they go on."""
-        seen = self._watchdog.seen_since(late.due)
+        seen = self._watchdog.seen_in(late)
         if seen is not None:
             half = self.pulse.interval / 2
             started, seconds, culprit = late.due - half, late.lag + half, seen.request_id

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from math import inf
 from time import perf_counter
 
 from ..incidents import Block, Cause
@@ -14,7 +15,7 @@ from .cause import Facts, cause_of
 from .clocks import COLLECTIONS, Reading
 from .pulse import Late, Pulse
 from .telling import Listener, inform, report, tell
-from .thread import LoopThread, Sighting, Usage
+from .thread import LoopThread, Sighting, Usage, out_of_sight
 from .throttling import Throttling
 
 __all__ = ["Watchdog"]
@@ -70,10 +71,18 @@ class Watchdog:
         self._late.append(late)
         self._wake.set()
 
-    def seen_since(self, due: float) -> Sighting | None:
-        """What has been seen most since the beat that was due at ``due`` didn't come; on the loop."""
+    def seen_in(self, late: Late) -> Sighting | None:
+        """What has been seen most while that beat didn't come; on the loop."""
         sightings = self._sightings
-        return sightings.first if sightings is not None and sightings.due == due else None
+        return self._seen(late, None if sightings is None or sightings.due != late.due else sightings)
+
+    def _seen(self, late: Late, sightings: _Sightings | None) -> Sighting | None:
+        seen = None if sightings is None else sightings.first
+        if late.worked < self._threshold:
+            return seen
+        # A call that keeps the interpreter lock may be over, since others got it next, before this one looks.
+        is_over = late.holder is not None and sightings is not None and sightings.first_at > late.held_until
+        return out_of_sight(late.holder) if seen is None or is_over else seen
 
     def _run(self) -> None:
         last = False
@@ -99,20 +108,28 @@ class Watchdog:
         starved = self._starved(now)
         if self._sightings is not None:
             self._sightings.starved += starved
-        self._tell_ended()
+        self._tell_ended(starved)
         overdue = now - due
         if overdue < self._suspicious:
             self._throttling.note(now)
             self._queue.note(now)
             return self._suspicious - overdue
         sightings = self._sightings
-        if sightings is None or sightings.due != due:
-            self._throttling.begin(overdue)
+        is_new = sightings is None or sightings.due != due
+        if sightings is None or is_new:
             sightings = self._sightings = _Sightings(due, min(starved, overdue))
-        self._look(sightings, overdue - sightings.starved)
-        if sightings.looks == 1:
-            self._queue.begin()
+        seen = self._loop_thread.look(self._pulse.caller)
+        if self._pulse.due == due:  # it hasn't ended meanwhile
+            sightings.add(seen)
+        if is_new:
+            self._begin(overdue)
+        self._tell_of_hanging(sightings, overdue - sightings.starved)
         return max(overdue, self._threshold) / 4
+
+    def _begin(self, overdue: float) -> None:
+        """Take readings that let go of the interpreter lock: after the look, which may be the only one."""
+        self._throttling.begin(overdue)
+        self._queue.begin()
 
     def _starved(self, now: float) -> float:
         """Seconds for which nothing ran: not this thread, which is late, nor the loop's, which used no CPU.
@@ -129,11 +146,7 @@ class Watchdog:
         # What it used while this thread was asleep as planned says nothing of the time since.
         return max(late - max(used - self._pause, 0.0), 0.0)
 
-    def _look(self, sightings: _Sightings, lasting: float) -> None:
-        seen = self._loop_thread.look(self._pulse.caller)
-        if self._pulse.due != sightings.due:  # it ended meanwhile
-            return
-        sightings.add(seen)
+    def _tell_of_hanging(self, sightings: _Sightings, lasting: float) -> None:
         if lasting >= _STILL_BLOCKED and sightings.first and not sightings.told:
             sightings.told = True
             seconds = lasting + self._pulse.interval / 2
@@ -141,18 +154,21 @@ class Watchdog:
             block = _block(self._pulse, sightings, sightings.first, seconds, cause)
             tell(block, sightings.count, sightings.looks, still=True)
 
-    def _tell_ended(self) -> None:
+    def _tell_ended(self, starved: float) -> None:
         while self._late:
             late = self._late.popleft()
             sightings = self._sightings
-            if sightings is not None and sightings.due == late.due:
+            if sightings is None or sightings.due != late.due:
+                sightings = _Sightings(late.due, min(starved, late.lag))
+                self._begin(late.lag)
+            else:
                 self._sightings = None
-                self._end(sightings, late)
+            self._end(sightings, late)
 
     def _end(self, sightings: _Sightings, late: Late) -> None:
         # It began somewhere between two beats.
         seconds = late.lag + self._pulse.interval / 2
-        worked = late.after.cpu - late.before.cpu
+        worked = late.worked
         if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
             return  # it may have begun when that was over
         queued = self._queue.seconds_of(late.lag)
@@ -160,7 +176,7 @@ class Watchdog:
         if cause.kind not in _STARVING or sightings.found < 2:
             # Queueing for a CPU is part of a block by something that works for long enough itself.
             seconds -= max(sightings.starved - (queued if worked >= self._threshold else 0.0), 0.0)
-        first = sightings.first
+        first = self._seen(late, sightings)
         if first is None or seconds + self._pulse.interval / 2 < self._threshold:
             return
         meters = self._pulse.meters
@@ -210,7 +226,10 @@ What it saw only once, after that, may have begun after it: no reason to name it
 
 
 class _Sightings:
-    """What was seen while the beat that was due at ``due`` did not come; ``first`` most often."""
+    """What was seen while the beat that was due at ``due`` did not come; ``first`` most often.
+
+    ``first_at`` is when anything was, for the first time.
+    """
 
     def __init__(self, due: float, starved: float) -> None:
         self.due = due
@@ -221,6 +240,7 @@ class _Sightings:
         self.in_calls = 0
         self.count = 0
         self.first: Sighting | None = None
+        self.first_at = inf
         self._seen: Counter[Sighting] = Counter()
 
     def add(self, seen: Sighting | None) -> None:
@@ -228,6 +248,7 @@ class _Sightings:
         if seen is None:
             return
         self.found += 1
+        self.first_at = min(self.first_at, perf_counter())
         self.in_calls += seen.in_call
         if seen in self._seen or len(self._seen) < _MOST_SIGHTINGS:
             self._seen[seen] += 1
@@ -237,8 +258,7 @@ class _Sightings:
 class _Queue:
     """For how long the loop's thread waited for a CPU in a block: at the rate of the part that is watched.
 
-    A reading lets go of the interpreter lock, so it is taken once a second while all is well, and
-    in a block only when the thread has been looked at: it may not get the lock again before the end.
+    A reading lets go of the interpreter lock, so it is taken once a second only while all is well.
     """
 
     def __init__(self, read: Callable[[], float]) -> None:

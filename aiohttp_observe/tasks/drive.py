@@ -15,7 +15,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 _SHORT = 0.001
-"""Seconds of waiting that aren't worth telling what for."""
+"""Seconds of waiting that aren't worth telling what for, or of holding the loop."""
 _MANY = 50
 """References to a future, of which each of those who await it holds some."""
 
@@ -34,12 +34,15 @@ class Driven(Protocol):
     def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         """``coro`` goes on; what it awaited was ``future``, with these callbacks when the wait began."""
 
+    def held(self, seconds: float) -> None:
+        """It has just held the loop for that long."""
+
 
 @coroutine
 def drive(function: Callable[[A], Awaitable[T]], argument: A, driven: Driven) -> Generator[Any, Any, T]:
     """Await ``function(argument)``; behaves as that does, exceptions and cancellation included.
 
-    ``driven`` is told of every wait that isn't short.
+    ``driven`` is told of every wait, and of every stretch on the loop, that isn't short.
 
     The await chain (`aiohttp_observe.tasks.chain`) knows this generator and continues at
     ``coro``, since a generator that sends by hand has no ``gi_yieldfrom``.
@@ -67,6 +70,8 @@ def drive(function: Callable[[A], Awaitable[T]], argument: A, driven: Driven) ->
             if poll > longest_poll:
                 driven.longest_poll = longest_poll = poll
             driven.busy, driven.polls, driven.suspended_at = busy, polls, ended
+            if poll > _SHORT:
+                driven.held(poll)
             value = None
         # A copy of the list: that of a future which thousands await would be made thousands of times.
         callbacks = getattr(awaited, "_callbacks", None) if getrefcount(awaited) < _MANY else None

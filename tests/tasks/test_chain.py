@@ -26,6 +26,9 @@ class Driven:
     def waited(self, coro: object, future: object, callbacks: object, since: float, until: float) -> None:
         pass
 
+    def held(self, seconds: float) -> None:
+        pass
+
 
 async def here() -> None:
     await asyncio.get_running_loop().create_future()

@@ -9,12 +9,12 @@ function blocked(line, index) {
   return element(
     "tr",
     {},
-    element("td", {}, element("span", { text: place(line.frame), className: "where" }), element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
+    element("td", {}, element("span", { text: line.frame ? place(line.frame) : "unseen: no other thread got to run", className: "where" }), line.frame && element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
     number(count(line.count)),
     number(duration(line.longest_seconds)),
     number(duration(line.total_seconds)),
     element("td", {}, element("span", { text: cause.kind.replaceAll("_", " "), className: "kind" }), cause.kind !== "unknown" && ` ${cause.confidence} confidence`, element("small", { text: cause.evidence })),
-    element("td", {}, element("span", { text: example.request ?? example.task ?? "a callback" }), example.request_id && element("small", {}, link(example.request_id))),
+    element("td", {}, element("span", { text: example.request ?? example.task ?? (line.frame ? "a callback" : "not known") }), example.request_id && element("small", {}, link(example.request_id))),
     element("td", {}, example.victims_total ? `${count(example.victims_total)} request${example.victims_total > 1 ? "s" : ""}` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
     number(clock(line.last_at)),
   );
