@@ -133,15 +133,15 @@ def _body_size(exchange: Exchange, response: Any, cut_short: bool) -> int:
         return 0
     # Where its property looks, too, in three times as long.
     length = response.headers.get(hdrs.CONTENT_LENGTH)
-    declared = None if length is None else max(int(length), 0)
-    if declared is not None and not cut_short:
+    declared = None if length is None else int(length)
+    if declared is not None and declared >= 0 and not cut_short:
         return declared
     sent = _bytes_sent(response)
     head = sum(
         len(f"{name}: {value}\r\n".encode("utf-8", "ignore")) for name, value in response.headers.items()
     )
     body = max(sent - head - len(f"HTTP/1.1 {response.status} {response.reason}\r\n\r\n"), 0)
-    return body if declared is None else min(declared, body)
+    return body if declared is None else max(min(declared, body), 0)
 
 
 def _bytes_sent(response: Any) -> int:

@@ -19,6 +19,7 @@ import re
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -101,7 +102,8 @@ class Recorder:
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
     ``in_flight`` are the requests being served, by what aiohttp writes their answer with: that
     is one for each request, the same for its clones, and in whatever task it is handled.
-    ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``: whether
+    ``templates`` are those of the application's routes; ``unsettled`` are the requests that have
+    ended since `settle`.  ``others_prepare``: whether
     there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``: whether
     the server may cut requests short itself.
     """
@@ -113,6 +115,7 @@ class Recorder:
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
         self.stopping = False
+        self.templates: dict[web.AbstractRoute, str] = {}
         self._outliving: Container[AbstractStreamWriter] = ()
         self._complaints: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
@@ -141,6 +144,12 @@ class Recorder:
             method = getattr(observer, hook, None)
             if method is not None:
                 hooks.append((name, method))
+
+    def learn_routes(self, app: web.Application) -> None:
+        """Have their templates at hand; a resource of the service's own may still make others."""
+        with suppress(Exception):  # of a router or resource of the service's own: `Flight` will ask again
+            for route in app.router.routes():
+                self.templates[route] = _template_of(route)
 
     def middleware(self) -> Middleware:
         """The middleware; its place is outermost, so that it sees what all others do."""
@@ -378,15 +387,16 @@ class Recorder:
             )
 
 
+def _template_of(route: web.AbstractRoute) -> str:
+    resource = route.resource
+    return UNMATCHED if resource is None else resource.canonical
+
+
 def _as_sent(request: web.Request, received: int) -> int:
     """The size of the body on the wire: aiohttp counts what it has unpacked."""
     declared = request.content_length
     unpacked = hdrs.CONTENT_ENCODING in request.headers and request.content.is_eof()
     return declared if unpacked and declared is not None else received
-
-
-def _spelt(drawn: int) -> str:
-    return "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
 
 
 def _is_malformed(request: web.BaseRequest) -> bool:
@@ -398,7 +408,7 @@ def _malformed(request: web.BaseRequest, scope: Scope) -> Exchange:
     """Of a request that the parser refused: it never reached the application."""
     return Exchange(
         scope,
-        _spelt(RANDOM.getrandbits(128)),
+        f"{RANDOM.getrandbits(128):032x}",
         method="_OTHER",
         route=MALFORMED,
         path="",
@@ -425,8 +435,8 @@ class Flight(Exchange):
         headers, path = request.headers, request.rel_url.raw_path
         claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
         try:
-            resource = request.match_info.route.resource
-            self.route = UNMATCHED if resource is None else resource.canonical
+            route = request.match_info.route
+            self.route = recorder.templates.get(route) or _template_of(route)
         except Exception:  # of a router or resource of the service's own, which needn't know of any of that
             self.route = UNMATCHED
         self.started = perf_counter()
@@ -435,7 +445,7 @@ class Flight(Exchange):
             self.request_id = claimed
         else:
             self.drawn = drawn = RANDOM.getrandbits(128)
-            self.request_id = _spelt(drawn)
+            self.request_id = "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
         self.method = _METHODS.get(request.method, "_OTHER")
         self.path = path if path.isascii() else valid(path)
         self.client_address = request.remote or None

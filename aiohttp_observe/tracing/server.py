@@ -110,11 +110,13 @@ class ServerTracer:
         elif self._excluded is not None and self._excluded.url_disabled(request.path):
             return
         else:
-            context = self._incoming(request)
+            is_first = request.headers.keys().isdisjoint(self._propagated)
+            # On nothing: not on whatever the server was started in.
+            context = NOTHING if is_first else _extract(request)
             span = self._start_server_span(context, exchange, request)
             if span is not None:
                 # Never detached: see the middleware's context variables.
-                current = {_SPAN_KEY: span.span}
+                current = {_SPAN_KEY: span.borrowed or span}
                 self._attach(Context(current if context is NOTHING else {**context, **current}))
         if span is not None:
             exchange.span = span
@@ -140,12 +142,12 @@ class ServerTracer:
             CARRIED.set(carried)
             FIELDS.set({**(FIELDS.get() or {}), **carried})
             if span is not None:
-                span.span.set_attributes(carried)
+                span.set_attributes(carried)
 
     def _capture_response_headers(self, exchange: Exchange, response: web.StreamResponse) -> None:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
         if span is not None and exchange.sampled:
-            span.span.set_attributes(self._response_headers.of(response.headers))
+            span.set_attributes(self._response_headers.of(response.headers))
 
     # What code within a request asks for
 
@@ -183,14 +185,6 @@ class ServerTracer:
     def blocked(self, block: Block) -> None:
         """Make a span of a block, within that of its culprit; in any thread."""
         trace_block(self._tracer, block)
-
-    def _incoming(self, request: web.BaseRequest) -> Context:
-        """The context a client sent, on nothing: not on whatever the server was started in."""
-        headers = request.headers
-        for field in self._propagated:
-            if field in headers:
-                return _extract(request)
-        return NOTHING
 
     def _facts(self, exchange: Exchange, request: web.BaseRequest) -> Facts:
         headers, captures = request.headers, self._request_headers

@@ -61,8 +61,10 @@ class RequestSpan(Protocol):
     def sampled(self) -> bool: ...
 
     @property
-    def span(self) -> Span:
-        """What is current in the request's context."""
+    def borrowed(self) -> Span | None:
+        """What is current in the request's context, if that isn't this one."""
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None: ...
 
     def record_exception(self, exception: Exception) -> None: ...
 
@@ -126,7 +128,7 @@ class Borrowed:
     """A span that somebody else starts and ends."""
 
     def __init__(self, span: Span, ids: SpanContext) -> None:
-        self.span = span
+        self.borrowed = span
         self.trace_id = ids.trace_id
         self.span_id = ids.span_id
         self.sampled = ids.trace_flags.sampled
@@ -137,12 +139,15 @@ class Borrowed:
         ids = span.get_span_context()
         return cls(span, ids) if ids.is_valid else None
 
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.borrowed.set_attributes(attributes)
+
     def record_exception(self, exception: Exception) -> None:
         pass
 
     def note(self, event: Event) -> None:
-        if self.span.is_recording():
-            self.span.add_event(event.name, event.attributes, event.timestamp)
+        if self.borrowed.is_recording():
+            self.borrowed.add_event(event.name, event.attributes, event.timestamp)
 
     def finish(self, exchange: Exchange) -> None:
         pass
@@ -152,12 +157,12 @@ class _Owned(Borrowed):
     """A span of ours that isn't light."""
 
     def record_exception(self, exception: Exception) -> None:
-        _record(self.span, exception)
+        _record(self.borrowed, exception)
 
     def finish(self, exchange: Exchange) -> None:
-        if self.span.is_recording():
-            _set_outcome(self.span, exchange)
-        self.span.end()
+        if self.borrowed.is_recording():
+            _set_outcome(self.borrowed, exchange)
+        self.borrowed.end()
 
 
 class _LightStarter:
@@ -295,6 +300,7 @@ class _DroppedSpan(NonRecordingSpan):
     """The span of a request that sampling leaves out: two numbers, unless somebody asks for more."""
 
     sampled = False
+    borrowed = None
 
     def __init__(
         self, trace_id: int, span_id: int, flags: TraceFlags, state: TraceState | None = None
@@ -303,10 +309,6 @@ class _DroppedSpan(NonRecordingSpan):
         self.span_id = span_id
         self._flags = flags
         self._state = state
-
-    @property
-    def span(self) -> Span:
-        return self
 
     @property
     def _context(self) -> SpanContext:  # type: ignore[override]
@@ -334,6 +336,8 @@ class ServerSpan(SdkSpan):
     _of: tuple[Exchange, web.BaseRequest] | None
     _facts: Facts
     _start_time: int
+
+    borrowed = None
 
     # What server spans have in common until they are touched.
     _kind = SpanKind.SERVER
@@ -372,10 +376,6 @@ class ServerSpan(SdkSpan):
         span._of = exchange, request
         span._start_time = time_ns()
         return span
-
-    @property
-    def span(self) -> Span:
-        return self
 
     @property
     def _context(self) -> SpanContext:  # type: ignore[override]
