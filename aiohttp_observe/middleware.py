@@ -102,10 +102,10 @@ class Recorder:
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
     ``in_flight`` are the requests being served, by what aiohttp writes their answer with: that
     is one for each request, the same for its clones, and in whatever task it is handled.
-    ``templates`` are those of the application's routes; ``unsettled`` are the requests that have
-    ended since `settle`.  ``others_prepare``: whether
-    there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``: whether
-    the server may cut requests short itself.
+    ``loop`` is the one that serves, if it is known; ``templates`` are those of the application's
+    routes; ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``:
+    whether there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``:
+    whether the server may cut requests short itself.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -114,6 +114,7 @@ class Recorder:
         self.hears_of_ends = False
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.stopping = False
         self.templates: dict[web.AbstractRoute, str] = {}
         self._outliving: Container[AbstractStreamWriter] = ()
@@ -145,8 +146,9 @@ class Recorder:
             if method is not None:
                 hooks.append((name, method))
 
-    def learn_routes(self, app: web.Application) -> None:
-        """Have their templates at hand; a resource of the service's own may still make others."""
+    def start(self, app: web.Application) -> None:
+        """At start-up, on the loop that will serve; its routes' templates are at hand from then on."""
+        self.loop, self.stopping = asyncio.get_running_loop(), False
         with suppress(Exception):  # of a router or resource of the service's own: `Flight` will ask again
             for route in app.router.routes():
                 self.templates[route] = _template_of(route)
@@ -453,7 +455,8 @@ class Flight(Exchange):
         self.recorder = recorder
         self.request = request
         self.writer = writer
-        self.task = asyncio.current_task()  # type: ignore[assignment]
+        # Until Python 3.12 asking for the loop is a system call.
+        self.task = asyncio.current_task(recorder.loop)  # type: ignore[assignment]
 
     def let_go(self) -> None:
         """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
