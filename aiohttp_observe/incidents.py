@@ -63,7 +63,7 @@ class Block:
     ``started``  when, `time.perf_counter` seconds, right to half a beat of the loop watch
     ``seconds``  how long, right to half a beat
     ``frame``    the line seen there most often, the innermost of the service's own; ``None`` if nobody
-                 could look, because no other thread got to run
+                 could look: a call that kept the interpreter lock
     ``stack``    as it was seen there, innermost first
     ``task``     number of the task, ``None`` for a bare callback, or without a frame
     ``request``  method and route of the request that the task works for

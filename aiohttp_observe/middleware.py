@@ -19,7 +19,6 @@ import re
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable
-from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -102,10 +101,9 @@ class Recorder:
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
     ``in_flight`` are the requests being served, by what aiohttp writes their answer with: that
     is one for each request, the same for its clones, and in whatever task it is handled.
-    ``loop`` is the one that serves, if it is known; ``templates`` are those of the application's
-    routes; ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``:
-    whether there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``:
-    whether the server may cut requests short itself.
+    ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``: whether
+    there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``: whether
+    the server may cut requests short itself.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -114,9 +112,7 @@ class Recorder:
         self.hears_of_ends = False
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.stopping = False
-        self.templates: dict[web.AbstractRoute, str] = {}
         self._outliving: Container[AbstractStreamWriter] = ()
         self._complaints: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
@@ -145,13 +141,6 @@ class Recorder:
             method = getattr(observer, hook, None)
             if method is not None:
                 hooks.append((name, method))
-
-    def start(self, app: web.Application) -> None:
-        """At start-up, on the loop that will serve; its routes' templates are at hand from then on."""
-        self.loop, self.stopping = asyncio.get_running_loop(), False
-        with suppress(Exception):  # of a router or resource of the service's own: `Flight` will ask again
-            for route in app.router.routes():
-                self.templates[route] = _template_of(route)
 
     def middleware(self) -> Middleware:
         """The middleware; its place is outermost, so that it sees what all others do."""
@@ -389,11 +378,6 @@ class Recorder:
             )
 
 
-def _template_of(route: web.AbstractRoute) -> str:
-    resource = route.resource
-    return UNMATCHED if resource is None else resource.canonical
-
-
 def _as_sent(request: web.Request, received: int) -> int:
     """The size of the body on the wire: aiohttp counts what it has unpacked."""
     declared = request.content_length
@@ -437,8 +421,8 @@ class Flight(Exchange):
         headers, path = request.headers, request.rel_url.raw_path
         claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
         try:
-            route = request.match_info.route
-            self.route = recorder.templates.get(route) or _template_of(route)
+            resource = request.match_info.route.resource
+            self.route = UNMATCHED if resource is None else resource.canonical
         except Exception:  # of a router or resource of the service's own, which needn't know of any of that
             self.route = UNMATCHED
         self.started = perf_counter()
@@ -455,8 +439,7 @@ class Flight(Exchange):
         self.recorder = recorder
         self.request = request
         self.writer = writer
-        # Until Python 3.12 asking for the loop is a system call.
-        self.task = asyncio.current_task(recorder.loop)  # type: ignore[assignment]
+        self.task = asyncio.current_task()  # type: ignore[assignment]
 
     def let_go(self) -> None:
         """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
@@ -471,8 +454,11 @@ class Flight(Exchange):
 
     def held(self, seconds: float) -> None:
         """The handler has held the loop."""
-        if self.scope.held is not None:
-            self.scope.held(self, seconds)
+        try:
+            if self.scope.held is not None:
+                self.scope.held(self, seconds)
+        except Exception as exc:  # nothing of ours may reach the handler
+            self.recorder.complain("recorder", exc)
 
     def _split_wait(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         stalled = self.scope.stalled_since

@@ -206,10 +206,10 @@ class Observability:
         _refuse_nested(app)
         apps = (app, *_nested(app))
         self.recorder.others_prepare = sum(len(each.on_response_prepare) for each in apps) > 1
-        self.recorder.start(app)
         async with AsyncExitStack() as stack:
             loop = asyncio.get_running_loop()
             SCOPE.set(self.scope)
+            self.recorder.stopping = False
             if self.logs is not None:
                 self.logs.open()
                 stack.push_async_callback(self.logs.close)

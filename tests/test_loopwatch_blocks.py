@@ -301,6 +301,25 @@ def hang_until(seen: Callable[[], bool]) -> None:
 # What is not a block
 
 
+def test_work_before_the_loop_turns_or_while_it_does_not_run_is_no_block(
+    loop: asyncio.AbstractEventLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def begin() -> LoopMonitor:
+        monitor = LoopWatch().install(loop, numbers)
+        burn()  # as a service that starts up
+        await turn(numbers)
+        return monitor
+
+    async def end(monitor: LoopMonitor) -> None:
+        await turn(numbers)
+        monitor.close()
+
+    monitor = loop.run_until_complete(begin())
+    burn()
+    loop.run_until_complete(end(monitor))
+    assert (numbers.blocks, told(caplog)) == ([], [])
+
+
 def test_an_idle_loop_is_not_blocked(
     watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,7 +65,7 @@ async def test_each_block_is_told_with_its_request_whether_or_not_anybody_saw_th
     assert [vars(record)["request_id"] for record in records] == sent
     for record in records:
         assert record.getMessage().endswith(
-            " by GET /parse, in a line that nobody saw: no other thread got to run"
+            " by GET /parse, in a line that nobody saw: it let no thread look"
         ) != hasattr(record, "code.function")
     assert f"asyncio_loop_blocked_total {len(sent)}.0\n" in metrics
     unseen, seen = sorted(incidents["blocked"], key=lambda row: row["frame"] is not None)

@@ -28,7 +28,7 @@ _AFTERMATH = 0.005
 class Late:
     """A beat that was due at ``due`` and came ``lag`` seconds late, and the clocks at both ends.
 
-    ``holder`` is the request that held the loop for most of it, if one did, until ``held_until``.
+    ``holder`` is the request that held the loop for most of it, if one did.
     """
 
     due: float
@@ -36,7 +36,6 @@ class Late:
     before: Reading
     after: Reading
     holder: Exchange | None
-    held_until: float
 
     @property
     def worked(self) -> float:
@@ -67,7 +66,7 @@ class Pulse:
         self._loop = loop
         self._hear = hear
         self._holder: Exchange | None = None
-        self._longest_hold = self._held_until = 0.0
+        self._longest_hold = 0.0
         self._timer: asyncio.Handle = loop.call_soon(self._beat)
 
     def stop(self) -> None:
@@ -76,6 +75,7 @@ class Pulse:
             self._measure()
         self.due = math.inf
         self.stalled_until = 0.0
+        self._holder = None
 
     def stalled_since(self, now: float) -> float | None:
         """Since when the loop hasn't turned, if it is late at ``now`` or was a moment before."""
@@ -87,7 +87,7 @@ class Pulse:
     def held(self, exchange: Exchange, seconds: float) -> None:
         """A request has just held the loop for so long."""
         if seconds > self._longest_hold:
-            self._holder, self._longest_hold, self._held_until = exchange, seconds, perf_counter()
+            self._holder, self._longest_hold = exchange, seconds
 
     def _beat(self) -> None:
         self._timer = self._loop.call_later(self.interval, self._beat)
@@ -104,6 +104,6 @@ class Pulse:
             self.stalled_from, self.stalled_until = due, now + _AFTERMATH
             if lag >= self.shortest_lag:
                 holder = self._holder if self._longest_hold * 2 > lag else None
-                self._hear(Late(due, lag, before, self.before, holder, self._held_until))
+                self._hear(Late(due, lag, before, self.before, holder))
         self._holder, self._longest_hold = None, 0.0
         report(self.meters, lambda meter: meter.loop_lag(lag))

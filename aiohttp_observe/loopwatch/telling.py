@@ -71,7 +71,7 @@ def _seen(block: Block, frame: Frame, seen: int, looks: int) -> str:
 
 def _unseen(block: Block) -> str:
     by = "" if block.request is None else f"by {block.request}, "
-    return f"{by}in a line that nobody saw: no other thread got to run"
+    return f"{by}in a line that nobody saw: it let no thread look"
 
 
 def _fields(block: Block, still: bool) -> dict[str, Any]:

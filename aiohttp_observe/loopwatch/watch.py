@@ -31,7 +31,8 @@ class LoopWatch:
 
     Each block is counted once and logged once, when it ends: how long, the line seen there
     most often (the innermost of the service's own code, if there is one), the task, the
-    request and trace it works for, and the cause as far as it can be told.  One that lasts 5 s
+    request and trace it works for, and the cause as far as it can be told.  The line isn't known of
+    a call that keeps the interpreter lock if another thread gets it next.  One that lasts 5 s
     is logged then as well, with ``still_blocked``, so that a hung loop isn't silent.
 
     Not counted, and seen in the lag only: stretches in which the watching thread could not run

@@ -11,6 +11,7 @@ from math import inf
 from time import perf_counter
 
 from ..incidents import Block, Cause
+from ..tasks.places import is_library
 from .cause import Facts, cause_of
 from .clocks import COLLECTIONS, Reading
 from .pulse import Late, Pulse
@@ -78,11 +79,14 @@ class Watchdog:
 
     def _seen(self, late: Late, sightings: _Sightings | None) -> Sighting | None:
         seen = None if sightings is None else sightings.first
-        if late.worked < self._threshold:
+        in_time = sightings is not None and sightings.looked_at < late.after.at - self._pulse.interval / 2
+        if in_time or late.worked < self._threshold:
             return seen
-        # A call that keeps the interpreter lock may be over, since others got it next, before this one looks.
-        is_over = late.holder is not None and sightings is not None and sightings.first_at > late.held_until
-        return out_of_sight(late.holder) if seen is None or is_over else seen
+        # What keeps the interpreter lock may be over before this thread looks, since others get it next;
+        # then the server may be seen, which sends the answer.
+        if seen is None or seen.place is None or (late.holder and is_library(seen.place.file)):
+            return out_of_sight(late.holder)
+        return seen
 
     def _run(self) -> None:
         last = False
@@ -120,7 +124,7 @@ class Watchdog:
             sightings = self._sightings = _Sightings(due, min(starved, overdue))
         seen = self._loop_thread.look(self._pulse.caller)
         if self._pulse.due == due:  # it hasn't ended meanwhile
-            sightings.add(seen)
+            sightings.add(seen, now)
         if is_new:
             self._begin(overdue)
         self._tell_of_hanging(sightings, overdue - sightings.starved)
@@ -169,6 +173,8 @@ class Watchdog:
         # It began somewhere between two beats.
         seconds = late.lag + self._pulse.interval / 2
         worked = late.worked
+        # While its thread was on a CPU it wasn't starved, whatever this one was.
+        sightings.starved = min(sightings.starved, max(late.after.at - late.before.at - worked, 0.0))
         if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
             return  # it may have begun when that was over
         queued = self._queue.seconds_of(late.lag)
@@ -228,7 +234,7 @@ What it saw only once, after that, may have begun after it: no reason to name it
 class _Sightings:
     """What was seen while the beat that was due at ``due`` did not come; ``first`` most often.
 
-    ``first_at`` is when anything was, for the first time.
+    ``looked_at`` is when it was looked for the first time.
     """
 
     def __init__(self, due: float, starved: float) -> None:
@@ -240,15 +246,15 @@ class _Sightings:
         self.in_calls = 0
         self.count = 0
         self.first: Sighting | None = None
-        self.first_at = inf
+        self.looked_at = inf
         self._seen: Counter[Sighting] = Counter()
 
-    def add(self, seen: Sighting | None) -> None:
+    def add(self, seen: Sighting | None, now: float) -> None:
         self.looks += 1
+        self.looked_at = min(self.looked_at, now)
         if seen is None:
             return
         self.found += 1
-        self.first_at = min(self.first_at, perf_counter())
         self.in_calls += seen.in_call
         if seen in self._seen or len(self._seen) < _MOST_SIGHTINGS:
             self._seen[seen] += 1

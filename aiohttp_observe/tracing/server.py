@@ -110,13 +110,11 @@ class ServerTracer:
         elif self._excluded is not None and self._excluded.url_disabled(request.path):
             return
         else:
-            is_first = request.headers.keys().isdisjoint(self._propagated)
-            # On nothing: not on whatever the server was started in.
-            context = NOTHING if is_first else _extract(request)
+            context = self._incoming(request)
             span = self._start_server_span(context, exchange, request)
             if span is not None:
                 # Never detached: see the middleware's context variables.
-                current = {_SPAN_KEY: span.borrowed or span}
+                current = {_SPAN_KEY: span if span.borrowed is None else span.borrowed}
                 self._attach(Context(current if context is NOTHING else {**context, **current}))
         if span is not None:
             exchange.span = span
@@ -185,6 +183,14 @@ class ServerTracer:
     def blocked(self, block: Block) -> None:
         """Make a span of a block, within that of its culprit; in any thread."""
         trace_block(self._tracer, block)
+
+    def _incoming(self, request: web.BaseRequest) -> Context:
+        """The context a client sent, on nothing: not on whatever the server was started in."""
+        headers = request.headers
+        for field in self._propagated:
+            if field in headers:
+                return _extract(request)
+        return NOTHING
 
     def _facts(self, exchange: Exchange, request: web.BaseRequest) -> Facts:
         headers, captures = request.headers, self._request_headers

@@ -9,7 +9,7 @@ function blocked(line, index) {
   return element(
     "tr",
     {},
-    element("td", {}, element("span", { text: line.frame ? place(line.frame) : "unseen: no other thread got to run", className: "where" }), line.frame && element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
+    element("td", {}, element("span", { text: line.frame ? place(line.frame) : "unseen: it let no thread look", className: "where" }), line.frame && element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
     number(count(line.count)),
     number(duration(line.longest_seconds)),
     number(duration(line.total_seconds)),
