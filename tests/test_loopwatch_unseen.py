@@ -38,7 +38,7 @@ def others() -> Iterator[None]:
 
 
 async def keep_the_lock(request: web.Request) -> web.Response:
-    sum(range(15_000_000))  # one call in C, in which no other thread gets to run
+    sum(range(30_000_000))  # one call in C, in which no other thread gets to run
     return web.Response()
 
 

@@ -83,10 +83,12 @@ class Watchdog:
         if in_time or late.worked < self._threshold:
             return seen
         # What keeps the interpreter lock may be over before this thread looks, since others get it next;
-        # then the server may be seen, which sends the answer.
-        if seen is None or seen.place is None or (late.holder and is_library(seen.place.file)):
-            return out_of_sight(late.holder)
-        return seen
+        # then somebody else is seen, or the server, which sends the answer.
+        holder = late.holder
+        if seen is None or seen.place is None:
+            return out_of_sight(holder)
+        is_over = holder and (seen.request_id != holder.request_id or is_library(seen.place.file))
+        return out_of_sight(holder) if is_over else seen
 
     def _run(self) -> None:
         last = False
