@@ -50,6 +50,7 @@ class Look:
         self._running = asyncio.current_task(loop)
         self._depth = depth
         self._stacks = Stacks(depth)
+        self._readings: dict[tuple[object, ...], Reading] = {}
         self._now = perf_counter()
 
     def running(self) -> asyncio.Task[Any] | None:
@@ -68,7 +69,7 @@ class Look:
             stack = self._stacks.of(chain)
             reading = None
             if chain.waits:
-                reading = read_wait(chain, stack)
+                reading = self._shared(read_wait(chain, stack))
             if stack.blocks or (reading is not None and reading is not stack.reading):
                 self.meetings.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
@@ -77,6 +78,13 @@ class Look:
         coro = chain.awaitables[stack.start].__qualname__ if stack.start else _coro_of(task)
         state = "scheduled" if reading is None else "waiting"
         return Seen(task, state, coro, stack.frames, stack.line, reading, age, exchange, None)
+
+    def _shared(self, reading: Reading) -> Reading:
+        """One for all tasks that wait alike: thousands more would set off a whole garbage collection."""
+        if reading.on:
+            return reading
+        key = reading.kind, reading.detail, id(reading.resource), reading.any_of, reading.timed
+        return self._readings.setdefault(key, reading)
 
     def _running_frames(self, task: asyncio.Task[Any]) -> tuple[Frame, ...]:
         places = dropwhile(lambda place: place[0].startswith(_OURS), running_places(task))

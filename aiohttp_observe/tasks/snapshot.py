@@ -130,17 +130,19 @@ class _Picture:
                     self._choose(seen)
             del tasks[-_SLICE:]
             yield
-        chosen = self._best()
+        chosen, self._chosen = self._best(), []
         self._resources = self._look.meetings.resources(self._selection.limit)
         self._circumstances.conclude(self._resources)
         yield
         self._deadlocks = yield from self._look.meetings.deadlocks()
         yield
         words = Rows(self._circumstances)
-        for start in range(0, len(chosen), _SLICE):
-            for seen in chosen[start : start + _SLICE]:
+        chosen.reverse()
+        while chosen:
+            for seen in reversed(chosen[-_SLICE:]):
                 if not seen.task.done():
                     self._rows.append(words.row(seen))
+            del chosen[-_SLICE:]  # of very many, what is seen and its row needn't live at once
             yield
         self._stuck += [words.row(self._look.at(task)) for task in self._deadlocked_besides()]
 

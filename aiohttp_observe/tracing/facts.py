@@ -15,7 +15,7 @@ from aiohttp import HttpVersion
 from ..exchange import UNMATCHED, Exchange, valid
 from ..redaction import in_query
 
-__all__ = ["Facts", "attributes_of", "is_our_error", "name_of", "outcome_of"]
+__all__ = ["Facts", "attributes_of", "is_our_error", "is_plain", "name_of", "outcome_of"]
 
 Facts = tuple[
     str,  # method
@@ -29,6 +29,8 @@ Facts = tuple[
     "str | None",  # client's address
     "str | None",  # user agent
     "dict[str, list[str]] | None",  # captured headers
+    "int | None",  # status
+    "dict[str, Any] | None",  # all of its outcome, if there is more to it than the status
 ]
 """What is taken down of a request."""
 
@@ -43,8 +45,9 @@ def name_of(method: str, route: str) -> str:
 
 
 def attributes_of(facts: Facts) -> dict[str, Any]:
-    """The attributes that are known before the end."""
-    method, sent, scheme, path, query, version, route, host_header, client, agent, headers = facts
+    """The attributes of what is known; before the end that is nothing of the outcome."""
+    method, sent, scheme, path, query, version, route, host_header = facts[:8]
+    client, agent, headers, status, outcome = facts[8:]
     attributes: dict[str, Any] = {
         "http.request.method": method,
         "url.scheme": scheme,
@@ -68,6 +71,10 @@ def attributes_of(facts: Facts) -> dict[str, Any]:
         attributes["url.query"] = in_query(valid(query))
     if headers is not None:
         attributes.update(headers)
+    if status is not None:
+        attributes["http.response.status_code"] = status
+    if outcome is not None:
+        attributes.update(outcome)
     return attributes
 
 
@@ -94,6 +101,12 @@ def outcome_of(exchange: Exchange) -> dict[str, Any]:
     if exchange.ready or exchange.waiting:
         _add_time_split(outcome, exchange)
     return outcome
+
+
+def is_plain(exchange: Exchange) -> bool:
+    """Whether the status is all there is to tell of its outcome."""
+    waited = exchange.waiting or exchange.ready
+    return not waited and exchange.error_type is None and exchange.websocket is None
 
 
 def _add_time_split(outcome: dict[str, Any], exchange: Exchange) -> None:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import time_ns
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -350,7 +349,6 @@ class ServerSpan(SdkSpan):
     _record_exception = False
     _set_status_on_exception = False
     _record_end_metrics = None
-    _outcome: Mapping[str, Any] = MappingProxyType({})
     _made_context: SpanContext | None = None
     _made_name: str | None = None
     _made_attributes: Any = None
@@ -402,7 +400,7 @@ class ServerSpan(SdkSpan):
     def _attributes(self) -> Any:  # type: ignore[override]
         made = self._made_attributes
         if made is None:
-            made = self._made_attributes = {**attributes_of(self._known_facts()), **self._outcome}
+            made = self._made_attributes = attributes_of(self._known_facts())
         return made
 
     def _known_facts(self) -> Facts:
@@ -472,10 +470,9 @@ class ServerSpan(SdkSpan):
             _set_outcome(self, exchange)
             self.end(end_time)
         else:
-            self._outcome = outcome_of(exchange)
             if self._made_attributes is not None:
-                self._made_attributes.update(self._outcome)
-            if is_our_error(exchange):
+                self._made_attributes.update(outcome_of(exchange))
+            if exchange.error_type is not None and is_our_error(exchange):
                 self._status = _ERROR
             self._end_time = end_time
             self._home.processors.end(self)

@@ -173,6 +173,17 @@ async def test_ids_stay_the_same() -> None:
         assert find_tasks([number_of(tasks[1]), 0], loop) == [tasks[1]]
 
 
+async def test_tasks_that_wait_alike_share_what_is_said_of_it() -> None:
+    """Each object more is one for the garbage collector to walk, which holds the loop meanwhile."""
+    door, other = asyncio.Event(), asyncio.Event()
+    async with suspended(door.wait(), door.wait(), other.wait(), reader(), reader()) as tasks:
+        snapshot = take_snapshot()
+        first, second, elsewhere, *readers = (info_of(task, snapshot).wait for task in tasks)
+    assert first is second
+    assert first != elsewhere
+    assert readers[0] is readers[1]
+
+
 async def test_tasks_are_counted_for_metrics() -> None:
     async with suspended(reader(), reader(), worker()):
         counts = set(count_tasks(asyncio.get_running_loop()))
