@@ -69,7 +69,9 @@ class Look:
             stack = self._stacks.of(chain)
             reading = None
             if chain.waits:
-                reading = self._shared(read_wait(chain, stack))
+                reading = read_wait(chain, stack)
+                if reading is not stack.reading:
+                    reading = self._shared(reading)
             if stack.blocks or (reading is not None and reading is not stack.reading):
                 self.meetings.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
@@ -80,7 +82,7 @@ class Look:
         return Seen(task, state, coro, stack.frames, stack.line, reading, age, exchange, None)
 
     def _shared(self, reading: Reading) -> Reading:
-        """One for all tasks that wait alike: thousands more would set off a whole garbage collection."""
+        """The first of those that say the same: thousands would set off a whole garbage collection."""
         if reading.on:
             return reading
         key = reading.kind, reading.detail, id(reading.resource), reading.any_of, reading.timed

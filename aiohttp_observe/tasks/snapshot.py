@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
 
+from ..exchange import taken
 from .groups import Groups
 from .growth import grown
 from .model import LoopState, ProcessInfo, Resource, Snapshot, TaskInfo
@@ -130,20 +131,18 @@ class _Picture:
                     self._choose(seen)
             del tasks[-_SLICE:]
             yield
-        chosen, self._chosen = self._best(), []
+        chosen, self._chosen = deque(self._best()), []
         self._resources = self._look.meetings.resources(self._selection.limit)
         self._circumstances.conclude(self._resources)
         yield
         self._deadlocks = yield from self._look.meetings.deadlocks()
         yield
         words = Rows(self._circumstances)
-        chosen.reverse()
-        while chosen:
-            for seen in reversed(chosen[-_SLICE:]):
-                if not seen.task.done():
-                    self._rows.append(words.row(seen))
-            del chosen[-_SLICE:]  # of very many, what is seen and its row needn't live at once
-            yield
+        for count, seen in enumerate(taken(chosen), 1):  # of very many, not both it and its row are kept
+            if not seen.task.done():
+                self._rows.append(words.row(seen))
+            if count % _SLICE == 0:
+                yield
         self._stuck += [words.row(self._look.at(task)) for task in self._deadlocked_besides()]
 
     def _deadlocked_besides(self) -> list[asyncio.Task[Any]]:

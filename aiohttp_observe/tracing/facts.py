@@ -15,7 +15,7 @@ from aiohttp import HttpVersion
 from ..exchange import UNMATCHED, Exchange, valid
 from ..redaction import in_query
 
-__all__ = ["Facts", "attributes_of", "is_our_error", "is_plain", "name_of", "outcome_of"]
+__all__ = ["Facts", "attributes_of", "beyond_status", "is_our_error", "name_of", "outcome_of"]
 
 Facts = tuple[
     str,  # method
@@ -30,7 +30,7 @@ Facts = tuple[
     "str | None",  # user agent
     "dict[str, list[str]] | None",  # captured headers
     "int | None",  # status
-    "dict[str, Any] | None",  # all of its outcome, if there is more to it than the status
+    "dict[str, Any] | None",  # what else there is of its outcome
 ]
 """What is taken down of a request."""
 
@@ -47,7 +47,7 @@ def name_of(method: str, route: str) -> str:
 def attributes_of(facts: Facts) -> dict[str, Any]:
     """The attributes of what is known; before the end that is nothing of the outcome."""
     method, sent, scheme, path, query, version, route, host_header = facts[:8]
-    client, agent, headers, status, outcome = facts[8:]
+    client, agent, headers, status, more = facts[8:]
     attributes: dict[str, Any] = {
         "http.request.method": method,
         "url.scheme": scheme,
@@ -73,8 +73,8 @@ def attributes_of(facts: Facts) -> dict[str, Any]:
         attributes.update(headers)
     if status is not None:
         attributes["http.response.status_code"] = status
-    if outcome is not None:
-        attributes.update(outcome)
+    if more is not None:
+        attributes.update(more)
     return attributes
 
 
@@ -91,22 +91,22 @@ def _host_and_port(host: str, scheme: str) -> tuple[str, int | None]:
 
 def outcome_of(exchange: Exchange) -> dict[str, Any]:
     """The attributes that are known only at the end."""
-    outcome: dict[str, Any] = {}
+    outcome = beyond_status(exchange) or {}
     if exchange.status is not None:
         outcome["http.response.status_code"] = exchange.status
+    return outcome
+
+
+def beyond_status(exchange: Exchange) -> dict[str, Any] | None:
+    """Those of them besides the status, which most requests don't have."""
+    outcome: dict[str, Any] = {}
     if exchange.error_type is not None:
         outcome["error.type"] = exchange.error_type
     if exchange.websocket is not None:
         outcome.update(exchange.websocket.attributes)
     if exchange.ready or exchange.waiting:
         _add_time_split(outcome, exchange)
-    return outcome
-
-
-def is_plain(exchange: Exchange) -> bool:
-    """Whether the status is all there is to tell of its outcome."""
-    waited = exchange.waiting or exchange.ready
-    return not waited and exchange.error_type is None and exchange.websocket is None
+    return outcome or None
 
 
 def _add_time_split(outcome: dict[str, Any], exchange: Exchange) -> None:

@@ -35,7 +35,7 @@ from opentelemetry.util.http import (
 from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange, valid
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
-from .facts import Facts, is_plain, outcome_of
+from .facts import Facts, beyond_status
 from .instrumentor import is_within_instrumentor
 from .provider import CARRIED, LINK, OwnProvider, get_tracer, global_provider
 from .span import NOTHING, Borrowed, RequestSpan, fail, starter
@@ -207,7 +207,7 @@ class ServerTracer:
             exchange.user_agent,
             captures.of(headers) if captures.wanted else None,
             exchange.status,
-            None if is_plain(exchange) else outcome_of(exchange),
+            beyond_status(exchange),
         )
 
 

@@ -472,7 +472,7 @@ class ServerSpan(SdkSpan):
         else:
             if self._made_attributes is not None:
                 self._made_attributes.update(outcome_of(exchange))
-            if exchange.error_type is not None and is_our_error(exchange):
+            if is_our_error(exchange):
                 self._status = _ERROR
             self._end_time = end_time
             self._home.processors.end(self)
