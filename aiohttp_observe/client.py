@@ -1,24 +1,21 @@
 """Outbound calls: a client span, the ids sent along, duration to the last byte, and its phases.
 
-The span is the official instrumentation's, whose trace configuration runs inside ours.  It
-would end that span at the response's headers; we hold it open until the connection has been
-given back, which is when the last byte was read or the response was closed.
+A call ends when its connection has been given back, which is when the last byte was read or
+the response was closed.  aiohttp tells only of the headers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import warnings
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import aiohttp
 from aiohttp import web
@@ -26,20 +23,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_app import (
     Application,  # web.Application is what an active OpenTelemetry instrumentor replaces
 )
-from opentelemetry.instrumentation._semconv import _StabilityMode
-from opentelemetry.instrumentation.aiohttp_client import create_trace_config
-from opentelemetry.trace import Status, StatusCode
-from opentelemetry.util.http import (
-    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST,
-    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE,
-    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
-    get_custom_headers,
-    sanitize_method,
-)
 
-from .exchange import Meter, NullMeter, Scope, SpanIds, Step, current_exchange, current_scope
+from .exchange import METHODS, Meter, NullMeter, Scope, Step, current_exchange, current_scope
 from .options import check_flag, check_instance
-from .redaction import exception_event, in_url
+from .tracing import ClientTracer, OutboundSpan, global_client_tracer
 
 __all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
 
@@ -134,9 +121,7 @@ _EVENTS = (
 async def _notify(event: str, session: aiohttp.ClientSession, call: _Call, params: Any) -> None:
     """Pass one of aiohttp's events on; what fails in here is counted and never reaches the caller."""
     try:
-        handling = getattr(call, event)(session, params)
-        if handling is not None:
-            await handling
+        getattr(call, event)(session, params)
     except Exception:
         call.meter.internal_error("client")
 
@@ -147,83 +132,24 @@ class _ClientObserver:
     def __init__(self, settings: _Settings) -> None:
         self.options = settings.options
         self._scope = settings.scope
-        self._official: WeakKeyDictionary[Any, aiohttp.TraceConfig] = WeakKeyDictionary()
 
     def scope(self) -> Scope | None:
         return current_scope() if self._scope is None else self._scope
 
-    def official(self, session: aiohttp.ClientSession, scope: Scope | None) -> aiohttp.TraceConfig | None:
-        """The official instrumentation's configuration for the provider in use.
 
-        ``None`` where tracing is off, and for a session that the official instrumentor has
-        instrumented itself: one client span a call.
-        """
-        if any(hasattr(config, "_is_instrumented_by_opentelemetry") for config in session.trace_configs):
+def _tracer_of(session: aiohttp.ClientSession, scope: Scope | None) -> ClientTracer | None:
+    """What traces a call; outside of any application, the global provider's.
+
+    ``None`` where tracing is off, and for a session that the official instrumentor has
+    instrumented itself: one client span a call.
+    """
+    for config in session.trace_configs:
+        if hasattr(config, "_is_instrumented_by_opentelemetry"):
             return None
-        if scope is None:
-            return self._of_global_provider
-        if scope.tracer is None:
-            return None
-        provider = scope.tracer.provider
-        official = self._official.get(provider)
-        if official is None:
-            official = self._official[provider] = _official_config(provider)
-        return official
-
-    @cached_property
-    def _of_global_provider(self) -> aiohttp.TraceConfig:
-        return _official_config(None)
-
-
-def _official_config(provider: Any) -> aiohttp.TraceConfig:
-    """Spans of ``provider``; ``None`` is the global one, as soon as there is one."""
-    filters = warnings.filters[:]
-    try:
-        return create_trace_config(
-            tracer_provider=provider,
-            url_filter=_shown_url,
-            sem_conv_opt_in_mode=_StabilityMode.HTTP,
-            captured_request_headers=get_custom_headers(
-                OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST
-            ),
-            captured_response_headers=get_custom_headers(
-                OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE
-            ),
-            sensitive_headers=get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS),
-        )
-    finally:  # making a tracer adds a warnings filter
-        warnings.filters[:] = filters  # type: ignore[index]
-
-
-def _shown_url(url: Any) -> str:
-    return in_url(str(url))
-
-
-class _HeldSpan:
-    """A span whose ``end`` waits for us: the official configuration ends it at the headers."""
-
-    def __init__(self, span: Any) -> None:
-        self._span = span
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._span, name)
-
-    def end(self) -> None:
-        pass
-
-    def record_exception(self, exception: BaseException) -> None:
-        if self._span.is_recording():
-            self._span.add_event("exception", exception_event(exception))
-
-    def fail(self, exception: BaseException) -> None:
-        """Mark it as failed, and record why."""
-        name = type(exception).__qualname__
-        self._span.set_attribute("error.type", name)
-        self._span.set_status(Status(StatusCode.ERROR, name))
-        self.record_exception(exception)
-
-    def really_end(self) -> None:
-        self._span.end()
+    if scope is None:
+        return global_client_tracer()
+    tracer: ClientTracer | None = None if scope.tracer is None else scope.tracer.outbound
+    return tracer
 
 
 class _Call:
@@ -234,9 +160,7 @@ class _Call:
         self.trace_request_ctx = trace_request_ctx
         self._scope = observer.scope()
         self.meter: Meter = NullMeter() if self._scope is None else self._scope.meter
-        self._official: aiohttp.TraceConfig | None = None
-        self._official_call: Any = None
-        self._span: _HeldSpan | None = None
+        self._span: OutboundSpan | None = None
         self._host = self._phase_host = ""
         self._done = False
         self._since: dict[str, float] = {}
@@ -247,11 +171,11 @@ class _Call:
 
     # aiohttp's events, named as it names them
 
-    async def on_request_start(
+    def on_request_start(
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestStartParams
     ) -> None:
         self._started = perf_counter()
-        self._method = sanitize_method(params.method)
+        self._method = METHODS.get(params.method, "_OTHER")
         self._host, self._port = params.url.raw_host or "", params.url.port  # a name in its ASCII form
         self._phase_host = self._host
         exchange = current_exchange()
@@ -259,27 +183,22 @@ class _Call:
             self._step = exchange.begin_step("client", f"{self._method} {self._host}", self._started)
             if self._observer.options.send_request_id:
                 params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
-        self._official = official = self._observer.official(session, self._scope)
-        if official is None:
-            return
-        self._official_call = official.trace_config_ctx(trace_request_ctx=self.trace_request_ctx)
-        await self._tell_official(official.on_request_start, session, params)
-        if self._official_call.span is not None:
-            self._official_call.span = self._span = _HeldSpan(self._official_call.span)
-            if self._port is not None:  # the official configuration leaves default ports out
-                self._span.set_attribute("server.port", self._port)
+        tracer = _tracer_of(session, self._scope)
+        if tracer is not None:
+            self._span = tracer.begin(
+                self._method, params.method, params.url, self._host, self._port, params.headers
+            )
 
-    async def on_request_end(
-        self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestEndParams
-    ) -> None:
+    def on_request_end(self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestEndParams) -> None:
         self._end_phase("first_byte")
         response = params.response
         self._status = response.status
         if response.status >= 400:  # an error to the client, by the semantic conventions
             self._error = str(response.status)
         try:
-            if self._official is not None:
-                await self._tell_official(self._official.on_request_end, session, params)
+            if self._span is not None:
+                self._span.leave()
+                self._span.answered(response.headers)
         finally:
             connection = response.connection
             if connection is None:
@@ -288,7 +207,7 @@ class _Call:
                 # Weakly: a response that is dropped unread must still give its connection back at once.
                 connection.add_callback(partial(self._finish, ref(response)))
 
-    async def on_request_exception(
+    def on_request_exception(
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestExceptionParams
     ) -> None:
         for phase in tuple(self._since)[-1:]:  # the innermost that it was in
@@ -296,13 +215,10 @@ class _Call:
         self._error = type(params.exception).__qualname__
         if isinstance(params.exception, aiohttp.ClientResponseError) and not _is_unreadable(params.exception):
             self._status = params.exception.status or self._status  # of raise_for_status, say
-        if self._span is not None and self._status is not None:
-            self._span.set_attribute("http.response.status_code", self._status)
-        if isinstance(params.exception, GeneratorExit) and self._official_call is not None:
-            self._official_call.token = None  # dropped in whatever context: there is nothing to reset
         try:
-            if self._official is not None:
-                await self._tell_official(self._official.on_request_exception, session, params)
+            if self._span is not None:
+                self._span.leave()
+                self._span.fail(params.exception)
         finally:
             self._finish(None)
 
@@ -341,11 +257,6 @@ class _Call:
         if "connect" in self._since:  # which begins with it, and is told without
             self._since["connect"] += seconds
 
-    async def _tell_official(self, signal: Any, session: aiohttp.ClientSession, params: Any) -> None:
-        handler: Callable[..., Awaitable[None]]
-        for handler in signal:
-            await handler(session, self._official_call, params)
-
     def _end_phase(self, phase: str) -> float:
         since = self._since.pop(phase, None)
         if since is None:
@@ -364,26 +275,16 @@ class _Call:
             self._note_broken_body(broken)
         if self._step is not None:
             self._step.end(seconds, self._error)
+        span = self._span
+        ids = None if span is None else span.sampled_ids
         self.meter.client_request(
-            self._method, self._host, self._port, self._status, self._error, seconds, self._sampled_span()
+            self._method, self._host, self._port, self._status, self._error, seconds, ids
         )
-        self._end_span()
-
-    def _sampled_span(self) -> SpanIds | None:
-        if self._span is None:
-            return None
-        ids: Any = self._span.get_span_context()
-        return ids if ids.trace_flags.sampled else None
-
-    def _end_span(self) -> None:
-        if self._span is None:
-            return
-        if self._times_sent > 1:
-            self._span.set_attribute("http.request.resend_count", self._times_sent - 1)
-        try:
-            self._span.really_end()
-        except Exception:  # a span processor of the service's
-            self.meter.internal_error("client")
+        if span is not None:
+            try:
+                span.finish(seconds, self._status, self._error, max(self._times_sent - 1, 0))
+            except Exception:  # a span processor of the service's
+                self.meter.internal_error("client")
 
     def _note_broken_body(self, broken: BaseException) -> None:
         self._error = type(broken).__qualname__

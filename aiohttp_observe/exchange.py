@@ -21,6 +21,7 @@ __all__ = [
     "FIELDS",
     "LONGEST_TITLE",
     "MALFORMED",
+    "METHODS",
     "OTHER",
     "RANDOM",
     "SCOPE",
@@ -48,6 +49,16 @@ T = TypeVar("T")
 RANDOM = Random()
 """What ids are drawn from: the service may seed the common one, and clients see what this one draws."""
 os.register_at_fork(after_in_child=RANDOM.seed)  # as `random` does with its own
+
+METHODS = {
+    name: name
+    for name in (
+        *("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE"),  # RFC 9110
+        "PATCH",  # RFC 5789
+        "QUERY",  # RFC 10008
+    )
+}
+"""The standard methods; all others are ``_OTHER``, as in OpenTelemetry's conventions."""
 
 OTHER = "_other"
 """What a label says for every value beyond its limit."""

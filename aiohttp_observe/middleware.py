@@ -34,6 +34,7 @@ from .exchange import (
     CURRENT,
     LONGEST_TITLE,
     MALFORMED,
+    METHODS,
     RANDOM,
     UNMATCHED,
     Ended,
@@ -62,14 +63,6 @@ _RAISED = (Exception, asyncio.CancelledError)
 _SMALL = 65_536
 """Bytes that a transport takes without having anybody wait."""
 _well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
-_METHODS = {
-    name: name
-    for name in (
-        *("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE"),  # RFC 9110
-        "PATCH",  # RFC 5789
-        "QUERY",  # RFC 10008
-    )
-}
 
 logger = logging.getLogger("aiohttp_observe")
 
@@ -432,7 +425,7 @@ class Flight(Exchange):
         else:
             self.drawn = drawn = RANDOM.getrandbits(128)
             self.request_id = "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
-        self.method = _METHODS.get(request.method, "_OTHER")
+        self.method = METHODS.get(request.method, "_OTHER")
         self.path = path if path.isascii() else valid(path)
         self.client_address = request.remote or None
         self.user_agent = agent if agent is None or agent.isascii() else valid(agent)

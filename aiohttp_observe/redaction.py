@@ -96,7 +96,7 @@ def in_url(url: str) -> str:
     """A whole URL without credentials and the values of secrets."""
     rest, hash_, fragment = url.partition("#")
     place, question, query = rest.partition("?")
-    return _userinfo.sub(f"{MARK}@", place) + question + in_query(query) + hash_ + in_query(fragment)
+    return _userinfo.sub(f"{MARK}:{MARK}@", place) + question + in_query(query) + hash_ + in_query(fragment)
 
 
 def _redacted(part: str) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import ClientHandlerType, web
+from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
-from opentelemetry.trace import StatusCode, TraceFlags
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from yarl import URL
@@ -589,6 +592,84 @@ async def test_excluded_urls_make_no_span_but_are_measured(
     assert pair.counted(http_response_status_code="200") == 1
     assert pair.heard[0]["X-Request-ID"]
     assert "traceparent" not in pair.heard[0]
+
+
+def test_what_excludes_urls_is_checked_at_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS", "(")
+    with pytest.raises(ValueError, match="OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS"):
+        setup_observability(web.Application(), metrics=None, logs=None)
+
+
+async def test_where_opentelemetry_is_told_to_be_silent_a_call_is_only_measured(pair: Pair) -> None:
+    """As an exporter that sends over HTTP does it, whose own calls would be traced without end."""
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with suppress_http_instrumentation():
+            await fetch(pair, session)
+
+    await call_once(pair, call)
+    assert pair.spans.clients == []
+    assert pair.counted(http_response_status_code="200") == 1
+    assert "traceparent" not in pair.heard[0]
+
+
+async def test_a_span_is_the_services_to_add_to_while_it_is_current(pair: Pair) -> None:
+    async def add(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+        span = trace.get_current_span()
+        span.set_attribute("attempt", 1)
+        span.add_event("about to send")
+        span.update_name("GET stock")
+        return await handler(request)
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.get(f"{pair.target}/status/503", middlewares=[add]):
+            pass
+
+    await call_once(pair, call)
+    span = await pair.the_span()
+    assert span.name == "GET stock"
+    assert [event.name for event in span.events] == ["about to send"]
+    assert attributes(span)["attempt"] == 1
+    assert attributes(span)["http.response.status_code"] == 503
+    assert attributes(span)["error.type"] == "503"
+    assert span.status.status_code is StatusCode.ERROR
+
+
+async def test_the_providers_sampler_decides_by_what_is_known_of_a_call(registry: CollectorRegistry) -> None:
+    class ByUrl(Sampler):
+        def should_sample(
+            self,
+            parent_context: Context | None,
+            trace_id: int,
+            name: str,
+            kind: SpanKind | None = None,
+            attributes: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> SamplingResult:
+            if kind is not SpanKind.CLIENT:
+                return SamplingResult(Decision.RECORD_ONLY)
+            assert (name, attributes["http.request.method"]) == ("GET", "GET")
+            if attributes["url.full"].endswith("/status/404"):
+                return SamplingResult(Decision.DROP)
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, {**attributes, "why": "asked"})
+
+        def get_description(self) -> str:
+            return "ByUrl"
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        await fetch(pair, session)
+        async with session.get(f"{pair.target}/status/404"):
+            pass
+
+    pair = Pair(registry, Spans(sampler=ByUrl()))
+    await call_once(pair, call)
+    span = await pair.the_span()
+    assert attributes(span)["why"] == "asked"
+    assert attributes(span)["http.response.status_code"] == 200
+    sent = [headers["traceparent"].split("-") for headers in pair.heard]
+    assert [int(flags, 16) & TraceFlags.SAMPLED for *_, flags in sent] == [TraceFlags.SAMPLED, 0]
+    assert len({span_id for _, _, span_id, _ in sent}) == 2
 
 
 @pytest.mark.parametrize("off", ["tracing", "metrics"])

@@ -18,8 +18,8 @@ FLOORS = (
     {"websockets"},
     {"ending", "flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
-    {"admin", "background", "client", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
-    {"documents"},
+    {"admin", "background", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
+    {"client", "documents"},
     {"plugin"},
     {"__init__"},
 )
@@ -34,11 +34,7 @@ LIBRARIES = {
     "aiohttp_sse": {"admin"},
     "msgspec": {"logs"},
     "opentelemetry": {"tracing"},
-    "opentelemetry.instrumentation._semconv": {"client"},
-    "opentelemetry.instrumentation.aiohttp_client": {"client"},
-    "opentelemetry.trace": {"client", "tracing"},
-    # Which headers to record and what to redact: settings that hold for both kinds of span.
-    "opentelemetry.util.http": {"client", "tracing"},
+    "yarl": {"tracing"},
 }
 """The rooms a library may be imported in; the longest name that fits counts."""
 

@@ -1,11 +1,14 @@
-"""Tracing: one server span a request, spans around costly awaits, and whose context they share.
+"""Tracing: a span for each request, outbound call and costly await, and whose context they share.
 
-``server``        the server span of each request
+``server``        the tracing of one application's requests
+``serverspan``    the server span of each
 ``facts``         what it tells: its attributes, made when they are read
-``span``          what that span is made of
+``outbound``      the client span of each outbound call
+``span``          what both are made of
 ``blocks``        stretches in which the loop was held
 ``operation``     manual spans
 ``provider``      where spans go
+``variables``     what the environment asks of spans
 ``instrumentor``  living with the official instrumentor
 """
 
@@ -19,12 +22,16 @@ from ..exchange import Meter
 from ..options import check_flag, check_instance, check_names
 from .instrumentor import instrumentors_place, is_instrumented, without_instrumentor
 from .operation import operation
+from .outbound import ClientTracer, OutboundSpan, global_client_tracer
 from .provider import check_exporters, global_provider
 from .server import ServerTracer
 
 __all__ = [
+    "ClientTracer",
+    "OutboundSpan",
     "ServerTracer",
     "Tracing",
+    "global_client_tracer",
     "instrumentors_place",
     "is_instrumented",
     "operation",
@@ -50,7 +57,8 @@ class Tracing:
     Honoured variables: ``OTEL_SDK_DISABLED``, ``OTEL_TRACES_EXPORTER`` (``otlp``, ``console``,
     ``none``), ``OTEL_EXPORTER_OTLP_*`` (protocol ``http/protobuf``), ``OTEL_TRACES_SAMPLER*``,
     ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_PROPAGATORS``, ``OTEL_BSP_*``,
-    ``OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS``, ``OTEL_PYTHON_EXCLUDED_URLS`` and
+    ``OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS``, ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``,
+    ``OTEL_PYTHON_EXCLUDED_URLS`` and
     ``OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_*``.
     """
 

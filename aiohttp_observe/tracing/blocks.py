@@ -13,7 +13,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from ..exchange import Exchange
 from ..incidents import Block, SpanPlace
-from .span import NOTHING, RequestSpan
+from .serverspan import RequestSpan
+from .span import NOTHING
 
 __all__ = ["mark_victims", "trace_block"]
 

@@ -28,6 +28,7 @@ from ..exchange import Meter
 __all__ = [
     "CARRIED",
     "LINK",
+    "LINKER",
     "Batches",
     "Linker",
     "OwnProvider",
@@ -224,7 +225,7 @@ class Linker(SpanProcessor):
         pass
 
 
-_linker = Linker()
+LINKER = Linker()
 
 
 def _add_linker(provider: trace.TracerProvider) -> None:
@@ -234,7 +235,7 @@ def _add_linker(provider: trace.TracerProvider) -> None:
     known = getattr(provider, "_aiohttp_observe_linked", False)
     if not known:
         provider._aiohttp_observe_linked = True  # type: ignore[attr-defined]
-        provider.add_span_processor(_linker)
+        provider.add_span_processor(LINKER)
 
 
 def get_tracer(provider: trace.TracerProvider) -> trace.Tracer:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -22,23 +20,22 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanContext
 from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.http import (
-    OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
     OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST,
     OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE,
-    SanitizeValue,
-    get_custom_headers,
-    get_excluded_urls,
     normalise_request_header_name,
     normalise_response_header_name,
 )
 
-from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange, valid
+from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
 from .facts import Facts, beyond_status
 from .instrumentor import is_within_instrumentor
+from .outbound import ClientTracer
 from .provider import CARRIED, LINK, OwnProvider, get_tracer, global_provider
-from .span import NOTHING, Borrowed, RequestSpan, fail, starter
+from .serverspan import Borrowed, RequestSpan, starter
+from .span import NOTHING, fail
+from .variables import HeaderCapture, excluded_urls
 
 __all__ = ["ServerTracer"]
 
@@ -64,12 +61,12 @@ class ServerTracer:
         self._meter = meter
         self._own: OwnProvider | None = None
         self._yields_to_instrumentor = False
-        self._excluded = get_excluded_urls("AIOHTTP_SERVER") if _excludes() else None
+        self._excluded = excluded_urls("AIOHTTP_SERVER")
         self._propagated: list[istr] = []
-        self._request_headers = _HeaderCapture(
+        self._request_headers = HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, normalise_request_header_name
         )
-        self._response_headers = _HeaderCapture(
+        self._response_headers = HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE, normalise_response_header_name
         )
         if self._response_headers.wanted:
@@ -92,6 +89,7 @@ class ServerTracer:
         self._tracer = get_tracer(provider)
         self._attach = _attacher()
         self._start_server_span = starter(self._tracer, self._facts)
+        self.outbound = ClientTracer(self._tracer)
 
     async def close(self) -> None:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
@@ -231,12 +229,6 @@ def _extract(request: web.BaseRequest) -> Context:
         return NOTHING
 
 
-def _excludes() -> bool:
-    """Whether a standard variable excludes any path at all."""
-    names = ("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
-    return any(os.environ.get(name) for name in names)
-
-
 def _attacher() -> Callable[[Context], object]:
     """How to make a context current: the usual way, without the two functions around it if they are known."""
     runtime = context_api._RUNTIME_CONTEXT
@@ -250,25 +242,3 @@ def _current_context() -> SpanContext | None:
 
 def _in_thread(blocking: Callable[[], object]) -> asyncio.Future[object]:
     return asyncio.get_running_loop().run_in_executor(None, blocking)
-
-
-class _HeaderCapture:
-    """The headers a standard variable asks for, as span attributes; compiled once."""
-
-    def __init__(self, variable: str, normalise: Callable[[str], str]) -> None:
-        self.wanted = get_custom_headers(variable)
-        self._normalise = normalise
-        sensitive = OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS
-        try:
-            self._sanitize = SanitizeValue(get_custom_headers(sensitive))
-            self._sanitized({})
-        except re.error as exc:
-            raise ValueError(
-                f"{variable} and {sensitive} take names of headers, or regular expressions for them: {exc}"
-            ) from exc
-
-    def of(self, headers: Any) -> dict[str, list[str]]:
-        return self._sanitized({name: list(map(valid, headers.getall(name))) for name in headers})
-
-    def _sanitized(self, values: dict[str, list[str]]) -> dict[str, list[str]]:
-        return self._sanitize.sanitize_header_values(values, self.wanted, self._normalise)

@@ -1,0 +1,162 @@
+"""The server span itself: one of ours, light if it can be, or one that somebody else has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from aiohttp import web
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event
+from opentelemetry.trace import Span, SpanContext, SpanKind
+
+from ..exchange import Exchange
+from .facts import Facts, attributes_of, is_our_error, name_of, outcome_of
+from .span import NOTHING, TRACE_ID_LIMIT, DroppedSpan, LightSpan, LightTracer, conclude, is_plain, record
+
+__all__ = ["Borrowed", "RequestSpan", "Starter", "starter"]
+
+FactsOf = Callable[[Exchange, web.BaseRequest], Facts]
+"""Takes down what a request's span will tell."""
+
+
+class RequestSpan(Protocol):
+    """The server span of one exchange, as the tracing room keeps it."""
+
+    trace_id: int
+    span_id: int
+
+    @property
+    def sampled(self) -> bool: ...
+
+    @property
+    def borrowed(self) -> Span | None:
+        """What is current in the request's context, if that isn't this one."""
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None: ...
+
+    def record_exception(self, exception: Exception) -> None: ...
+
+    def note(self, event: Event) -> None:
+        """Add an event that may be shared by many spans; on the loop."""
+
+    def finish(self, exchange: Exchange) -> None:
+        """End it with the outcome of its request."""
+
+
+Starter = Callable[[Context, Exchange, web.BaseRequest], "RequestSpan | None"]
+"""Starts the server span of a request, in a context."""
+
+
+def starter(tracer: trace.Tracer, facts: FactsOf) -> Starter:
+    """How to start server spans with ``tracer``: lightly if it is the SDK's, else as it does."""
+    return _LightStarter(tracer, facts) if is_plain(tracer) else _PlainStarter(tracer, facts)
+
+
+class _PlainStarter:
+    def __init__(self, tracer: trace.Tracer, facts: FactsOf) -> None:
+        self._tracer = tracer
+        self._facts = facts
+
+    def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan | None:
+        span = self._tracer.start_span(
+            name_of(exchange.method, exchange.route),
+            context=context,
+            kind=SpanKind.SERVER,
+            attributes=attributes_of(self._facts(exchange, request)),
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        return _Owned.of(span)
+
+
+class Borrowed:
+    """A span that somebody else starts and ends."""
+
+    def __init__(self, span: Span, ids: SpanContext) -> None:
+        self.borrowed = span
+        self.trace_id = ids.trace_id
+        self.span_id = ids.span_id
+        self.sampled = ids.trace_flags.sampled
+
+    @classmethod
+    def of(cls, span: Span) -> Borrowed | None:
+        """``None`` for a span without ids, as a provider that traces nothing makes them."""
+        ids = span.get_span_context()
+        return cls(span, ids) if ids.is_valid else None
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.borrowed.set_attributes(attributes)
+
+    def record_exception(self, exception: Exception) -> None:
+        pass
+
+    def note(self, event: Event) -> None:
+        if self.borrowed.is_recording():
+            self.borrowed.add_event(event.name, event.attributes, event.timestamp)
+
+    def finish(self, exchange: Exchange) -> None:
+        pass
+
+
+class _Owned(Borrowed):
+    """A span of ours that isn't light."""
+
+    def record_exception(self, exception: Exception) -> None:
+        record(self.borrowed, exception)
+
+    def finish(self, exchange: Exchange) -> None:
+        conclude(self.borrowed, outcome_of(exchange), is_our_error(exchange))
+
+
+class _LightStarter(LightTracer):
+    def __init__(self, tracer: trace.Tracer, facts: FactsOf) -> None:
+        super().__init__(tracer)
+        self.facts = facts
+
+    def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:
+        if context is not NOTHING or self.bound is None:
+            return self.begin(ServerSpan.made(self, (exchange, request)), context, exchange.drawn)
+        trace_id = self.trace_id_of(exchange.drawn)
+        if trace_id & TRACE_ID_LIMIT >= self.bound:
+            return DroppedSpan(trace_id, self.new_span_id(), self.dropped)
+        span = ServerSpan.made(self, (exchange, request))
+        span.trace_id, span.span_id, span._flags, span.sampled = (
+            trace_id,
+            self.new_span_id(),
+            self.sampled,
+            True,
+        )
+        self.processors.start(span, context)
+        return span
+
+
+class ServerSpan(LightSpan):
+    """Tells of an exchange and its request, and after the end what was taken down of them."""
+
+    _kind = SpanKind.SERVER
+    _home: _LightStarter
+    _of: tuple[Exchange, web.BaseRequest] | None
+    _facts: Facts
+
+    borrowed = None
+
+    def _tell_name(self) -> str:
+        if self._of is not None:
+            exchange, _ = self._of
+            return name_of(exchange.method, exchange.route)
+        return name_of(self._facts[0], self._facts[6])
+
+    def _tell_attributes(self) -> dict[str, Any]:
+        return attributes_of(self._facts if self._of is None else self._home.facts(*self._of))
+
+    def _tell_outcome(self, of: Exchange) -> dict[str, Any]:
+        return outcome_of(of)
+
+    def finish(self, exchange: Exchange) -> None:
+        """Set the outcome and end, without becoming a full span for it."""
+        if self._of is not None:
+            of, self._of = self._of, None  # lets go of the request, and breaks the cycle with the exchange
+            self._facts = self._home.facts(*of)
+        self._conclude(exchange, exchange.duration or 0.0, is_our_error(exchange))
