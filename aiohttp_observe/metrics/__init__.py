@@ -3,6 +3,8 @@
 ``description``  `Metrics`: the options
 ``instruments``  the metrics of one registry
 ``server``       the requests of one application, observed a few at once
+``outbound``     its outbound calls, likewise
+``labels``       their values, of which there are only so many
 ``tally``        many observations of one series, told to its histogram together
 ``scraped``      the gauges computed when somebody scrapes
 ``page``         what answers a scrape

@@ -5,96 +5,32 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter as Counted
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from math import inf
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
-from ..exchange import OTHER, Exchange, SpanIds, title, valid
+from ..exchange import Exchange, SpanIds
+from .labels import Bounded
+from .outbound import ClientCalls
 from .scraped import AtScrape
-from .tally import buckets_of, observing_all
+from .tally import DURATION_BUCKETS
 
 if TYPE_CHECKING:
     from .description import Metrics
 
-__all__ = ["InFlight", "Instruments", "Timed", "bounded_status", "instruments_of", "label"]
+__all__ = ["InFlight", "Instruments", "instruments_of"]
 
 logger = logging.getLogger("aiohttp_observe")
 
 InFlight = Callable[[], Iterable[Exchange]]
 """Returns the requests being served; called in any thread."""
-_DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Seconds, as the stable HTTP semantic conventions advise."""
 _BUSY_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZE_BUCKETS = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 16777216.0)
-_EXEMPLAR_INTERVAL = 1.0
-"""Seconds between exemplars of one bucket: a scrape reads only the newest."""
-
-
-class _Bounded:
-    """Lets the first ``limit`` different values through; every later one becomes ``_other``.
-
-    One that isn't valid Unicode would cost the scraper the whole page.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._known: dict[str, str] = {}
-
-    def __call__(self, value: str) -> str:
-        known = self._known.get(value)
-        if known is not None:
-            return known
-        if len(self._known) >= self._limit:
-            return OTHER
-        return self._known.setdefault(value, valid(title(value)))
-
-
-def bounded_status(status: int | str | None) -> int | str | None:
-    """Statuses as HTTP has them (RFC 9110, 15): aiohttp sends any number, and a client may choose it."""
-    return status if status is None or (isinstance(status, int) and 100 <= status <= 599) else OTHER
-
-
-_UPPER_BOUNDS = (*_DURATION_BUCKETS, inf)
-
-
-class Timed:
-    """One duration series: observes, with at most one exemplar a bucket and second."""
-
-    __slots__ = ("_exemplar_due", "_observe_all", "_series")
-
-    def __init__(self, series: Histogram) -> None:
-        self._series = series
-        self._observe_all = observing_all(series)
-        self._exemplar_due = [0.0] * len(_UPPER_BOUNDS)
-
-    def observe(self, ascending: Sequence[float], spans: Sequence[SpanIds | None]) -> None:
-        """Seconds, each with the span that may be its exemplar."""
-        plain = list(ascending)
-        if any(spans):
-            for seconds, span in self._exemplars(ascending, spans):
-                self._series.observe(seconds, {"trace_id": f"{span.trace_id:032x}"})
-                plain.remove(seconds)
-        self._observe_all(plain)
-
-    def _exemplars(
-        self, ascending: Sequence[float], spans: Sequence[SpanIds | None]
-    ) -> Iterator[tuple[float, SpanIds]]:
-        now, due = perf_counter(), self._exemplar_due
-        for bucket, begin, end in buckets_of(ascending, _UPPER_BOUNDS):
-            if now < due[bucket]:
-                continue
-            for seconds, span in zip(ascending[begin:end], spans[begin:end], strict=True):
-                if span is not None:
-                    due[bucket] = now + _EXEMPLAR_INTERVAL
-                    yield seconds, span
-                    break
 
 
 Method = TypeVar("Method", bound=Callable[..., None])
@@ -126,22 +62,19 @@ class Instruments:
     """
 
     def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
-        self.bounded_route = _Bounded(limits.max_routes)
-        self.bounded_host = _Bounded(limits.max_hosts)
-        self.bounded_error = _Bounded(limits.max_names)
-        self._bounded_port = _Bounded(limits.max_hosts)
-        self._bounded_client_error = _Bounded(limits.max_names)
-        self._bounded_operation = _Bounded(limits.max_names)
-        self._bounded_task = _Bounded(limits.max_names)
+        self.bounded_route = Bounded(limits.max_routes)
+        self.bounded_error = Bounded(limits.max_names)
+        self._bounded_operation = Bounded(limits.max_names)
+        self._bounded_task = Bounded(limits.max_names)
         self.failed = 0
         self.in_flight: list[InFlight] = []
         self._methods: set[str] = set()
-        self._client: dict[tuple[str, str, int | None, int | str | None, str | None], Timed] = {}
         self.at_scrape = AtScrape()
         self.at_scrape.before.append(self.count_active)
         registry.register(self.at_scrape)  # first, so that all below is up to date when read
         self._add_server(registry)
-        self._add_client(registry)
+        self._calls = ClientCalls(registry, limits)
+        self.at_scrape.before.append(self.settle_calls)
         self._add_asyncio(registry)
         self._internal_errors = Counter(
             "aiohttp_observe_internal_errors",
@@ -162,7 +95,7 @@ class Instruments:
             "http_server_request_duration_seconds",
             "Duration of HTTP server requests, to the last byte",
             [*by_route, "http_response_status_code", "error_type"],
-            buckets=_DURATION_BUCKETS,
+            buckets=DURATION_BUCKETS,
             registry=registry,
         )
         self._active = Gauge(
@@ -200,28 +133,6 @@ class Instruments:
             registry=registry,
         )
 
-    def _add_client(self, registry: CollectorRegistry) -> None:
-        self._client_duration = Histogram(
-            "http_client_request_duration_seconds",
-            "Duration of HTTP client requests, to the last byte",
-            [
-                "http_request_method",
-                "server_address",
-                "server_port",
-                "http_response_status_code",
-                "error_type",
-            ],
-            buckets=_DURATION_BUCKETS,
-            registry=registry,
-        )
-        self._client_phase = Histogram(
-            "http_client_phase_seconds",
-            "Parts of HTTP client requests; queue is the wait for a pooled connection",
-            ["server_address", "phase"],
-            buckets=_DURATION_BUCKETS,
-            registry=registry,
-        )
-
     def _add_asyncio(self, registry: CollectorRegistry) -> None:
         self._task_outcomes = Counter(
             "asyncio_task_outcomes", "Spawned tasks by how they ended", ["name", "outcome"], registry=registry
@@ -244,7 +155,7 @@ class Instruments:
             "async_operation_duration_seconds",
             "Duration of operations and timed coroutine functions",
             ["operation", "outcome"],
-            buckets=_DURATION_BUCKETS,
+            buckets=DURATION_BUCKETS,
             registry=registry,
         )
 
@@ -279,21 +190,16 @@ class Instruments:
         seconds: float,
         span: SpanIds | None,
     ) -> None:
-        bounded = self.bounded_host(host)
-        if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:
-            port = None
-        if error_type is not None and error_type != str(status):
-            error_type = self._bounded_client_error(error_type)
-        key = (method, bounded, port, bounded_status(status), error_type)
-        timed = self._client.get(key)
-        if timed is None:
-            series = self._client_duration.labels(*map(label, key))
-            timed = self._client[key] = Timed(series)
-        timed.observe([seconds], [span])
+        self._calls.add((method, host, port, status, error_type), seconds, span)
 
     @_guarded
     def client_phase(self, host: str, phase: str, seconds: float) -> None:
-        self._client_phase.labels(self.bounded_host(host), phase).observe(seconds)
+        self._calls.add_phase((host, phase), seconds)
+
+    @_guarded
+    def settle_calls(self) -> None:
+        """Observe the outbound calls that have ended since the last time."""
+        self._calls.settle()
 
     @_guarded
     def task_outcome(self, name: str, outcome: str) -> None:
@@ -323,10 +229,6 @@ class Instruments:
     @_guarded
     def dropped(self, what: str, count: int = 1) -> None:
         self._dropped.labels(what).inc(count)
-
-
-def label(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 _instruments: WeakKeyDictionary[CollectorRegistry, Instruments] = WeakKeyDictionary()

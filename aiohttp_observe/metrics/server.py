@@ -12,10 +12,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from ..exchange import MALFORMED, Ended, Exchange, Outcome
-from .instruments import InFlight, Instruments, Timed, bounded_status, instruments_of, label
+from .instruments import InFlight, Instruments, instruments_of
+from .labels import bounded_status, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
-from .tally import observing_all
+from .tally import Timed, observing_all
 
 if TYPE_CHECKING:
     from .description import Metrics
@@ -80,7 +81,8 @@ class ServerMetrics:
             app.on_cleanup.append(page.close)
 
     def settle(self, ended: Ended) -> None:
-        """Observe the requests that have ended since the last time."""
+        """Observe the requests, and outbound calls, that have ended since the last time."""
+        self.instruments.settle_calls()
         for outcome, alike in ended.items():
             series = self._series.get(outcome) or self._add(outcome)
             series.observe(alike, exemplars=self._exemplars)
@@ -97,6 +99,7 @@ class ServerMetrics:
 
     def tick(self) -> None:
         """Several times a second: what another process reads from a file can't wait for a scrape."""
+        self.instruments.settle_calls()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self.instruments.count_active()
 

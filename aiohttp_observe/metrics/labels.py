@@ -1,0 +1,35 @@
+"""Label values, whose number is bounded whatever a client sends."""
+
+from __future__ import annotations
+
+from ..exchange import OTHER, title, valid
+
+__all__ = ["Bounded", "bounded_status", "label"]
+
+
+class Bounded:
+    """Lets the first ``limit`` different values through; every later one becomes ``_other``.
+
+    One that isn't valid Unicode would cost the scraper the whole page.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        known = self._known.get(value)
+        if known is not None:
+            return known
+        if len(self._known) >= self._limit:
+            return OTHER
+        return self._known.setdefault(value, valid(title(value)))
+
+
+def bounded_status(status: int | str | None) -> int | str | None:
+    """Statuses as HTTP has them (RFC 9110, 15): aiohttp sends any number, and a client may choose it."""
+    return status if status is None or (isinstance(status, int) and 100 <= status <= 599) else OTHER
+
+
+def label(value: object) -> str:
+    return "" if value is None else str(value)

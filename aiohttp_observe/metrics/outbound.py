@@ -1,0 +1,98 @@
+"""Outbound calls and their phases, measured a few at once, as requests are."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from ..exchange import OTHER, SpanIds, taken
+from .labels import Bounded, bounded_status, label
+from .tally import DURATION_BUCKETS, Timed, observing_all
+
+if TYPE_CHECKING:
+    from .description import Metrics
+
+__all__ = ["ClientCalls"]
+
+_MOST_WAITING = 64
+
+Outcome = tuple[str, str, "int | None", "int | None", "str | None"]
+"""Method, host, port, status and error."""
+Phase = tuple[str, str]
+"""Host and phase."""
+
+_seconds = itemgetter(0)
+
+
+class ClientCalls:
+    """Takes calls down from any thread, and observes them when told to, or when there are many."""
+
+    def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
+        self._bounded_host = Bounded(limits.max_hosts)
+        self._bounded_port = Bounded(limits.max_hosts)
+        self._bounded_error = Bounded(limits.max_names)
+        self._ended: deque[tuple[Outcome, float, SpanIds | None]] = deque()
+        self._phases: deque[tuple[Phase, float]] = deque()
+        self._series: dict[tuple[object, ...], Timed] = {}
+        self._duration = Histogram(
+            "http_client_request_duration_seconds",
+            "Duration of HTTP client requests, to the last byte",
+            [
+                "http_request_method",
+                "server_address",
+                "server_port",
+                "http_response_status_code",
+                "error_type",
+            ],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._phase_duration = Histogram(
+            "http_client_phase_seconds",
+            "Parts of HTTP client requests; queue is the wait for a pooled connection",
+            ["server_address", "phase"],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+
+    def add(self, outcome: Outcome, seconds: float, span: SpanIds | None) -> None:
+        """A call has ended; ``span`` may be its exemplar."""
+        self._ended.append((outcome, seconds, span))
+        if len(self._ended) >= _MOST_WAITING:
+            self.settle()
+
+    def add_phase(self, phase: Phase, seconds: float) -> None:
+        """A phase of a call has."""
+        self._phases.append((phase, seconds))
+        if len(self._phases) >= _MOST_WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Observe what was taken down since the last time."""
+        calls: defaultdict[Outcome, list[tuple[float, SpanIds | None]]] = defaultdict(list)
+        for outcome, seconds, span in taken(self._ended):
+            calls[outcome].append((seconds, span))
+        for outcome, alike in calls.items():
+            alike.sort(key=_seconds)
+            self._series_of(outcome).observe(*zip(*alike, strict=True))
+        phases: defaultdict[Phase, list[float]] = defaultdict(list)
+        for phase, seconds in taken(self._phases):
+            phases[phase].append(seconds)
+        for (host, name), durations in phases.items():
+            observing_all(self._phase_duration.labels(self._bounded_host(host), name))(durations)
+
+    def _series_of(self, outcome: Outcome) -> Timed:
+        method, host, port, status, error_type = outcome
+        bounded = self._bounded_host(host)
+        if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:
+            port = None
+        if error_type is not None and error_type != str(status):
+            error_type = self._bounded_error(error_type)
+        key = (method, bounded, port, bounded_status(status), error_type)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Timed(self._duration.labels(*map(label, key)))
+        return series
