@@ -20,13 +20,15 @@ class Metrics:
     ``registry``       default: the process-wide ``prometheus_client.REGISTRY``; give an
                        application a ``CollectorRegistry`` of its own to keep it apart
     ``require_token``  whether ``path`` is guarded as ``/_tasks`` is, default ``False``
-    ``exemplars``      whether sampled requests leave their trace id in OpenMetrics, default ``True``
+    ``exemplars``      whether sampled requests and outbound calls leave their trace id in OpenMetrics,
+                       default ``True``
     ``max_routes``     route templates told apart before ``_other``, default 500
     ``max_hosts``      hosts, and pairs of host and port, of outbound requests told apart, default 100
     ``max_names``      operations, spawned tasks and exception types told apart, default 200 each
 
-    The limits of the first description to use a registry hold for that registry.  A status that
-    isn't one of HTTP's, from 100 to 599, is ``_other``: whoever chooses it could make series.
+    The limits of the first description to use a registry hold for that registry, and what it says
+    of the exemplars of outbound calls.  A status that isn't one of HTTP's, from 100 to 599, is
+    ``_other``: whoever chooses it could make series.
     """
 
     path: str | None = "/metrics"

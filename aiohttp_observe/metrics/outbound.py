@@ -31,6 +31,7 @@ class ClientCalls:
     """Takes calls down from any thread, and observes them when told to, or when there are many."""
 
     def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
+        self._exemplars = limits.exemplars
         self._bounded_host = Bounded(limits.max_hosts)
         self._bounded_port = Bounded(limits.max_hosts)
         self._bounded_error = Bounded(limits.max_names)
@@ -60,7 +61,7 @@ class ClientCalls:
 
     def add(self, outcome: Outcome, seconds: float, span: SpanIds | None) -> None:
         """A call has ended; ``span`` may be its exemplar."""
-        self._ended.append((outcome, seconds, span))
+        self._ended.append((outcome, seconds, span if self._exemplars else None))
         if len(self._ended) >= _MOST_WAITING:
             self.settle()
 
