@@ -88,8 +88,10 @@ def in_query(query: str) -> str:
     if "=" not in query:
         return query
     if ";" in query:  # which some take for an ampersand
-        return "".join(map(_redacted, _between_parameters.split(query)))
-    return "&".join(map(_redacted, query.split("&")))
+        told = "".join(map(_redacted, _between_parameters.split(query)))
+    else:
+        told = "&".join(map(_redacted, query.split("&")))
+    return in_text(told) if "://" in told else told  # a URL within the URL
 
 
 def in_url(url: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import ClientHandlerType, web
-from opentelemetry import trace
+from opentelemetry import baggage, trace
+from opentelemetry import context as context_api
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
@@ -99,6 +100,21 @@ async def test_a_call_leaves_the_current_span_as_it_was(pair: Pair) -> None:
         await fetch(pair, session)
         with suppress(aiohttp.ClientError):
             await session.get(f"http://127.0.0.1:{free_port()}/")
+        with operation("after"):
+            pass
+
+    await call_once(pair, call)
+    assert pair.spans.named("after").parent == ids(pair.spans.servers[0])
+
+
+async def test_what_a_middleware_leaves_behind_does_not_keep_a_call_current(pair: Pair) -> None:
+    async def litter(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+        context_api.attach(baggage.set_baggage("tenant", "acme"))
+        return await handler(request)
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        async with session.get(f"{pair.target}/status/200", middlewares=[litter]):
+            pass
         with operation("after"):
             pass
 
@@ -577,6 +593,31 @@ async def test_no_secret_of_a_url_is_in_a_span(secret: str, pair: Pair) -> None:
 
     await call_once(pair, call)
     assert "hush" not in (await pair.the_span()).to_json()
+
+
+async def test_no_secret_of_a_url_within_a_url_is_in_a_span(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        back = "http://user:hush@shop.example/?token=hush&page=2"
+        async with session.get(URL(f"{pair.target}/status/200?next={back}", encoded=True)):
+            pass
+
+    await call_once(pair, call)
+    for span in (await pair.the_span(), *pair.back_spans.servers):
+        assert "hush" not in span.to_json()
+        assert "page=2" in span.to_json()
+
+
+async def test_a_host_that_is_no_unicode_costs_no_attribute(pair: Pair) -> None:
+    """The exporter leaves out what it can't encode."""
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with suppress(UnicodeError, aiohttp.ClientError):
+            await session.get(URL("http://\udcff.example/?q=\udcff", encoded=True))
+
+    await call_once(pair, call)
+    said = attributes(await pair.the_span())
+    assert said["server.address"] == "?.example"
+    assert said["url.full"] == "http://?.example/?q=?"
 
 
 async def test_headers_are_captured_as_asked(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:

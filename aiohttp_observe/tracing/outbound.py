@@ -76,10 +76,10 @@ class ClientTracer:
         captured = self._request_headers.of(headers) if self._request_headers.wanted else None
         around = context_api.get_current()
         span = self._start((method, sent, shown, host, port, captured), around)
-        inside = trace.set_span_in_context(span, around)
-        inject(headers, inside)
-        context_api.attach(inside)
-        return OutboundSpan(span, around, inside, self._response_headers)
+        within = trace.set_span_in_context(span, around)
+        inject(headers, within)
+        context_api.attach(within)
+        return OutboundSpan(span, around, self._response_headers)
 
     def _start(self, facts: Facts, context: Context) -> Span:
         if self._light is None:
@@ -110,12 +110,11 @@ def global_client_tracer() -> ClientTracer:
 class OutboundSpan:
     """The span of one call, which is current in the context of its caller until it is left."""
 
-    __slots__ = ("_around", "_headers", "_inside", "_is_failed", "_span")
+    __slots__ = ("_around", "_headers", "_is_failed", "_span")
 
-    def __init__(self, span: Span, around: Context, inside: Context, headers: HeaderCapture) -> None:
+    def __init__(self, span: Span, around: Context, headers: HeaderCapture) -> None:
         self._span = span
         self._around = around
-        self._inside = inside
         self._headers = headers
         self._is_failed = False
 
@@ -131,9 +130,9 @@ class OutboundSpan:
     def leave(self) -> None:
         """What follows isn't within it any more.
 
-        Nothing to do in another context, as when a task is dropped that waited for the response.
+        Not a token's detach: a task that waits for the response may be dropped in another context.
         """
-        if context_api.get_current() is self._inside:
+        if trace.get_current_span() is self._span:
             context_api.attach(self._around)
 
     def answered(self, headers: CIMultiDictProxy[str]) -> None:
@@ -188,10 +187,10 @@ def _attributes_of(facts: Facts) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "http.request.method": method,
         "url.full": in_url(valid(url)),
-        "server.address": host,
+        "server.address": valid(host),
     }
     if method == "_OTHER":
-        attributes["http.request.method_original"] = sent
+        attributes["http.request.method_original"] = valid(sent)
     if port is not None:
         attributes["server.port"] = port
     if headers is not None:
