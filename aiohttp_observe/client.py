@@ -185,9 +185,11 @@ class _Call:
                 params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
         tracer = _tracer_of(session, self._scope)
         if tracer is not None:
-            self._span = tracer.begin(
+            self._span = span = tracer.begin(
                 self._method, params.method, params.url, self._host, self._port, params.headers
             )
+            if span is not None:
+                span.send_along(params.headers)
 
     def on_request_end(self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestEndParams) -> None:
         self._end_phase("first_byte")

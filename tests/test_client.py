@@ -13,11 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import ClientHandlerType, web
-from opentelemetry import baggage, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as context_api
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry
@@ -436,6 +437,28 @@ async def test_a_provider_that_fails_costs_no_call(registry: CollectorRegistry) 
     async with serving_pair(pair, fetch) as service:
         assert (await service.get("/")).text == "body"
     assert pair.sample("aiohttp_observe_internal_errors_total", observer="client") >= 1
+
+
+async def test_a_propagator_that_fails_costs_no_span(pair: Pair) -> None:
+    class Broken(TextMapPropagator):
+        @property
+        def fields(self) -> set[str]:
+            return set()
+
+        def extract(self, carrier: Any, context: Context | None = None, *args: Any, **kwargs: Any) -> Context:
+            return context or Context()
+
+        def inject(self, *args: Any, **kwargs: Any) -> None:
+            raise ZeroDivisionError
+
+    usual = propagate.get_global_textmap()
+    propagate.set_global_textmap(Broken())
+    try:
+        await call_once(pair, fetch)
+    finally:
+        propagate.set_global_textmap(usual)
+    assert attributes(await pair.the_span())["http.response.status_code"] == 200
+    assert pair.sample("aiohttp_observe_internal_errors_total", observer="client") == 1
 
 
 # Connections

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -19,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from aiohttp_observe import client_session, operation, request_id, take_snapshot
 from aiohttp_observe.client import _Call
@@ -793,6 +795,56 @@ async def test_a_span_processor_that_fails_costs_neither_call_nor_metric(pair: P
         assert (await service.get("/")).text == "body"
     assert await outcome_of(pair) == ("200", "")
     assert pair.sample("aiohttp_observe_internal_errors_total", observer="client") == 1
+
+
+# Before, during and after an application runs
+
+CALLS = """
+import asyncio, os, sys
+from aiohttp import web
+from aiohttp_observe import CLIENT_SESSION, client_session, setup_observability
+
+async def call(app, url):
+    async with client_session(app) as session:
+        for _ in range(3):
+            async with session.get(url) as response:
+                await response.read()
+
+async def main(url, end):
+    app = web.Application()
+    setup_observability(app, logs=None)
+    await call(app, url)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await call(app, url)
+    if end == "exit":
+        sys.exit()
+    await runner.cleanup()
+    await call(app, url)
+    os._exit(0)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("end", "calls"), [("exit", 6), ("after clean-up", 9)])
+async def test_files_of_several_processes_miss_no_call(
+    end: str, calls: int, pair: Pair, tmp_path: Path
+) -> None:
+    """What others read from files can't wait for a scrape of this process."""
+    async with serving(pair.back) as back:
+        environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        done = await asyncio.to_thread(run_python, CALLS, back.url("/status/200"), end, **environment)
+    assert (done.stdout, done.stderr) == ("", "")
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+    counts = [
+        sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name in (f"{DURATION}_count", f"{PHASES}_count") and sample.labels.get("phase") != "connect"
+    ]
+    assert counts == [calls, calls]
 
 
 # Outside of applications

@@ -191,6 +191,8 @@ class Instruments:
         span: SpanIds | None,
     ) -> None:
         self._calls.add((method, host, port, status, error_type), seconds, span)
+        if not self.in_flight:  # no application runs that would settle them soon
+            self._calls.settle()
 
     @_guarded
     def client_phase(self, host: str, phase: str, seconds: float) -> None:

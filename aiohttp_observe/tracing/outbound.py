@@ -63,7 +63,7 @@ class ClientTracer:
     def begin(
         self, method: str, sent: str, url: URL, host: str, port: int | None, headers: CIMultiDict[str]
     ) -> OutboundSpan | None:
-        """Begin the span of a call, make it current, and send its ids along in ``headers``.
+        """Begin the span of a call, and make it current.
 
         ``None`` where OpenTelemetry is told to be silent, as in an exporter, and for URLs
         that a standard variable excludes.
@@ -76,9 +76,7 @@ class ClientTracer:
         captured = self._request_headers.of(headers) if self._request_headers.wanted else None
         around = context_api.get_current()
         span = self._start((method, sent, shown, host, port, captured), around)
-        within = trace.set_span_in_context(span, around)
-        inject(headers, within)
-        context_api.attach(within)
+        context_api.attach(trace.set_span_in_context(span, around))
         return OutboundSpan(span, around, self._response_headers)
 
     def _start(self, facts: Facts, context: Context) -> Span:
@@ -126,6 +124,10 @@ class OutboundSpan:
             return span if span.sampled else None
         ids: Any = span.get_span_context()
         return ids if ids.trace_flags.sampled else None
+
+    def send_along(self, headers: CIMultiDict[str]) -> None:
+        """Add the ids, as the propagators in use write them; raises what those raise."""
+        inject(headers)
 
     def leave(self) -> None:
         """What follows isn't within it any more.
