@@ -103,7 +103,7 @@ def in_url(url: str) -> str:
 
 def _redacted(part: str) -> str:
     name, equals, _ = part.partition("=")
-    return f"{name}={MARK}" if equals and is_secret(unquote_plus(name)) else part
+    return f"{name}={MARK}" if equals and is_secret(unquote_plus(name).rpartition("?")[2]) else part
 
 
 # Bounded: a text without end must take no more than linear time.
