@@ -162,6 +162,7 @@ class _Call:
         self.meter: Meter = NullMeter() if self._scope is None else self._scope.meter
         self._span: OutboundSpan | None = None
         self._host = self._phase_host = ""
+        self._port: int | None = None
         self._done = False
         self._since: dict[str, float] = {}
         self._times_sent = 0
@@ -176,8 +177,9 @@ class _Call:
     ) -> None:
         self._started = perf_counter()
         self._method = METHODS.get(params.method, "_OTHER")
-        self._host, self._port = params.url.raw_host or "", params.url.port  # a name in its ASCII form
-        self._phase_host = self._host
+        self._host = self._phase_host = params.url.raw_host or ""  # a name in its ASCII form
+        with suppress(ValueError):  # a port that is none: aiohttp will say so itself
+            self._port = params.url.port
         exchange = current_exchange()
         if exchange is not None:
             self._step = exchange.begin_step("client", f"{self._method} {self._host}", self._started)

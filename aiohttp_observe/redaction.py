@@ -6,7 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 __all__ = [
     "LONGEST_STACK",
@@ -102,8 +102,17 @@ def in_url(url: str) -> str:
 
 
 def _redacted(part: str) -> str:
-    name, equals, _ = part.partition("=")
-    return f"{name}={MARK}" if equals and is_secret(unquote_plus(name).rpartition("?")[2]) else part
+    name, equals, value = part.partition("=")
+    if not equals:
+        return part
+    if is_secret(unquote_plus(name).rpartition("?")[2]):
+        return f"{name}={MARK}"
+    if "%" in value:  # a URL, or JSON, within the URL
+        decoded = unquote_plus(value)
+        told = in_text(decoded)
+        if told != decoded:
+            return f"{name}={quote(told, safe='/:?')}"
+    return part
 
 
 # Bounded: a text without end must take no more than linear time.

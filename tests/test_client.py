@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,9 @@ from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry
@@ -628,6 +632,65 @@ async def test_no_secret_of_a_url_within_a_url_is_in_a_span(pair: Pair) -> None:
     for span in (await pair.the_span(), *pair.back_spans.servers):
         assert "hush" not in span.to_json()
         assert "page=2" in span.to_json()
+
+
+async def test_no_secret_of_an_encoded_url_or_json_within_a_url_is_in_a_span(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        for within in (
+            "https://me/cb?page=2&token=hush",
+            "/cb?token=hush&page=2",
+            '{"page": 2, "token": "hush"}',
+        ):
+            async with session.get(f"{pair.target}/status/200", params={"within": within}):
+                pass
+
+    await call_once(pair, call)
+    for span in (*pair.spans.clients, *pair.back_spans.servers):
+        assert "hush" not in span.to_json()
+        assert "page" in span.to_json()
+
+
+@pytest.mark.parametrize("port", ["99999", "abc"])
+async def test_a_port_that_is_none_is_a_call_that_failed(port: str, pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        with suppress(ValueError):
+            await session.get(URL(f"http://127.0.0.1:{port}/", encoded=True))
+
+    await call_once(pair, call)
+    assert pair.counted(error_type="ValueError", server_port="") == 1
+
+
+async def test_statuses_that_a_server_makes_up_are_one(pair: Pair) -> None:
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        for status in (777, 999):
+            async with session.get(f"{pair.target}/status/{status}"):
+                pass
+
+    await call_once(pair, call)
+    assert pair.counted(http_response_status_code="_other", error_type="_other") == 2
+
+
+async def test_a_processor_may_copy_and_change_what_has_ended(pair: Pair) -> None:
+    copies = []
+
+    class Redacting(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.kind is SpanKind.CLIENT:
+                copies.append(copy.deepcopy(span))
+                span._attributes = {"redacted": True}
+                span._resource = Resource({"service.name": "other"})
+
+    spans = Spans()
+    spans.provider = TracerProvider()
+    spans.provider.add_span_processor(Redacting())
+    spans.provider.add_span_processor(SimpleSpanProcessor(spans._exporter))
+    pair = Pair(CollectorRegistry(), spans)
+    await call_once(pair, fetch)
+    span = await pair.the_span()
+    assert attributes(span) == {"redacted": True}
+    assert span.resource.attributes["service.name"] == "other"
+    assert attributes(copies[0])["http.response.status_code"] == 200
+    assert ids(copies[0]) == ids(span)
 
 
 async def test_a_host_that_is_no_unicode_costs_no_attribute(pair: Pair) -> None:

@@ -800,9 +800,9 @@ async def test_a_span_processor_that_fails_costs_neither_call_nor_metric(pair: P
 # Before, during and after an application runs
 
 CALLS = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 from aiohttp import web
-from aiohttp_observe import CLIENT_SESSION, client_session, setup_observability
+from aiohttp_observe import client_session, setup_observability
 
 async def call(app, url):
     async with client_session(app) as session:
@@ -817,7 +817,13 @@ async def main(url, end):
     runner = web.AppRunner(app)
     await runner.setup()
     await call(app, url)
-    if end == "exit":
+    if end == "fork":
+        warnings.simplefilter("ignore")  # threads are running
+        if not os.fork():
+            asyncio.run(call(app, url))
+            os._exit(0)
+        os.wait()
+    if end != "after clean-up":
         sys.exit()
     await runner.cleanup()
     await call(app, url)
@@ -827,7 +833,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("end", "calls"), [("exit", 6), ("after clean-up", 9)])
+@pytest.mark.parametrize(("end", "calls"), [("exit", 6), ("fork", 9), ("after clean-up", 9)])
 async def test_files_of_several_processes_miss_no_call(
     end: str, calls: int, pair: Pair, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
 from ..exchange import Exchange, SpanIds
+from ..forks import heed_forks
 from .labels import Bounded
 from .outbound import ClientCalls
 from .scraped import AtScrape
@@ -46,10 +47,8 @@ def _guarded(method: Method) -> Method:
     def guarded(self: Instruments, *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
-        except Exception:
-            if not self.failed:
-                logger.exception("metrics can't be written; this is told once")
-            self.failed += 1
+        except Exception as exc:
+            self._fail(exc)
 
     return cast(Method, guarded)
 
@@ -74,6 +73,7 @@ class Instruments:
         registry.register(self.at_scrape)  # first, so that all below is up to date when read
         self._add_server(registry)
         self._calls = ClientCalls(registry, limits)
+        heed_forks(self)
         self.at_scrape.before.append(self.settle_calls)
         self._add_asyncio(registry)
         self._internal_errors = Counter(
@@ -191,17 +191,29 @@ class Instruments:
         span: SpanIds | None,
     ) -> None:
         self._calls.add((method, host, port, status, error_type), seconds, span)
-        if not self.in_flight:  # no application runs that would settle them soon
-            self._calls.settle()
+        if self._calls.are_many or not self.in_flight:  # no application runs that would settle them soon
+            self.settle_calls()
 
     @_guarded
     def client_phase(self, host: str, phase: str, seconds: float) -> None:
         self._calls.add_phase((host, phase), seconds)
+        if self._calls.are_many:
+            self.settle_calls()
 
-    @_guarded
+    def _fail(self, exc: Exception) -> None:
+        if not self.failed:
+            logger.error("metrics can't be written; this is told once", exc_info=exc)
+        self.failed += 1
+
+    def begin_anew(self) -> None:
+        """In a forked child, where no application runs."""
+        self.in_flight.clear()
+        self._calls.forget()
+
     def settle_calls(self) -> None:
         """Observe the outbound calls that have ended since the last time."""
-        self._calls.settle()
+        for failure in self._calls.settle():
+            self._fail(failure)
 
     @_guarded
     def task_outcome(self, name: str, outcome: str) -> None:

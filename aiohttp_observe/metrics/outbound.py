@@ -28,7 +28,7 @@ _seconds = itemgetter(0)
 
 
 class ClientCalls:
-    """Takes calls down from any thread, and observes them when told to, or when there are many."""
+    """Takes calls down from any thread, and observes them when told to."""
 
     def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
         self._exemplars = limits.exemplars
@@ -62,37 +62,61 @@ class ClientCalls:
     def add(self, outcome: Outcome, seconds: float, span: SpanIds | None) -> None:
         """A call has ended; ``span`` may be its exemplar."""
         self._ended.append((outcome, seconds, span if self._exemplars else None))
-        if len(self._ended) >= _MOST_WAITING:
-            self.settle()
 
     def add_phase(self, phase: Phase, seconds: float) -> None:
         """A phase of a call has."""
         self._phases.append((phase, seconds))
-        if len(self._phases) >= _MOST_WAITING:
-            self.settle()
 
-    def settle(self) -> None:
-        """Observe what was taken down since the last time."""
+    @property
+    def are_many(self) -> bool:
+        """Whether it is time to settle."""
+        return len(self._ended) >= _MOST_WAITING or len(self._phases) >= _MOST_WAITING
+
+    def forget(self) -> None:
+        """In a forked child: what waits is the parent's."""
+        self._ended.clear()
+        self._phases.clear()
+
+    def settle(self) -> list[Exception]:
+        """Observe what was taken down since the last time; returns what failed of it."""
         calls: defaultdict[Outcome, list[tuple[float, SpanIds | None]]] = defaultdict(list)
         for outcome, seconds, span in taken(self._ended):
             calls[outcome].append((seconds, span))
-        for outcome, alike in calls.items():
-            alike.sort(key=_seconds)
-            self._series_of(outcome).observe(*zip(*alike, strict=True))
         phases: defaultdict[Phase, list[float]] = defaultdict(list)
         for phase, seconds in taken(self._phases):
             phases[phase].append(seconds)
-        for (host, name), durations in phases.items():
-            observing_all(self._phase_duration.labels(self._bounded_host(host), name))(durations)
+        failed = []
+        for outcome, alike in calls.items():
+            try:
+                self._observe_calls(outcome, alike)
+            except Exception as exc:  # one series' file can't be written: the others' can
+                failed.append(exc)
+        for phase, durations in phases.items():
+            try:
+                self._observe_phases(phase, durations)
+            except Exception as exc:
+                failed.append(exc)
+        return failed
+
+    def _observe_calls(self, outcome: Outcome, alike: list[tuple[float, SpanIds | None]]) -> None:
+        alike.sort(key=_seconds)
+        self._series_of(outcome).observe(*zip(*alike, strict=True))
+
+    def _observe_phases(self, phase: Phase, durations: list[float]) -> None:
+        host, name = phase
+        observing_all(self._phase_duration.labels(self._bounded_host(host), name))(durations)
 
     def _series_of(self, outcome: Outcome) -> Timed:
         method, host, port, status, error_type = outcome
         bounded = self._bounded_host(host)
         if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:
             port = None
-        if error_type is not None and error_type != str(status):
+        code = bounded_status(status)
+        if error_type == str(status):
+            error_type = str(code)
+        elif error_type is not None:
             error_type = self._bounded_error(error_type)
-        key = (method, bounded, port, bounded_status(status), error_type)
+        key = (method, bounded, port, code, error_type)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = Timed(self._duration.labels(*map(label, key)))

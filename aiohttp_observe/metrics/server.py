@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
@@ -131,4 +132,9 @@ class ServerMetrics:
 def _added(items: list[T], item: T) -> Callable[[], None]:
     """Add ``item``; returns how to take it away again."""
     items.append(item)
-    return lambda: items.remove(item)
+
+    def remove() -> None:
+        with suppress(ValueError):  # a forked child has none of its parent's
+            items.remove(item)
+
+    return remove

@@ -90,7 +90,7 @@ class ClientTracer:
                 set_status_on_exception=False,
             )
         span = self._light.begin(_ClientSpan.made(self._light, facts), context)
-        if isinstance(span, _ClientSpan):
+        if isinstance(span, _ClientSpan) and self._light.processors.skips_linker:
             LINKER.on_start(span, context)
         return span
 
@@ -189,8 +189,9 @@ def _attributes_of(facts: Facts) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "http.request.method": method,
         "url.full": in_url(valid(url)),
-        "server.address": valid(host),
     }
+    if host:
+        attributes["server.address"] = valid(host)
     if method == "_OTHER":
         attributes["http.request.method_original"] = valid(sent)
     if port is not None:

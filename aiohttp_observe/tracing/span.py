@@ -9,6 +9,7 @@ adds an event or link.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Event, SynchronousMultiSpanProcessor, Tracer
+from opentelemetry.sdk.trace import Event, ReadableSpan, SynchronousMultiSpanProcessor, Tracer
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
@@ -56,6 +57,8 @@ NOTHING = Context()
 """The context of a request that carries no trace."""
 TRACE_ID_LIMIT = TraceIdRatioBased.TRACE_ID_LIMIT
 
+_becoming_full = threading.RLock()  # a finalizer may touch a span in the midst of it
+os.register_at_fork(after_in_child=_becoming_full._at_fork_reinit)  # type: ignore[attr-defined]
 _UNSET = Status(StatusCode.UNSET)
 _ERROR = Status(StatusCode.ERROR)
 _MOST_ATTRIBUTES = 32
@@ -110,7 +113,8 @@ class LightTracer:
         span.trace_id, span.span_id, span._flags, span.sampled = trace_id, self.new_span_id(), flags, sampled
         span._parent, span._state = parent, answer.trace_state
         if attributes is not None:
-            span._made_attributes = dict(answer.attributes)
+            most = self.tracer._span_limits.max_span_attributes
+            span._made_attributes = BoundedAttributes(most, answer.attributes, immutable=False)
         self.processors.start(span, context)
         return span
 
@@ -155,6 +159,7 @@ class _Processors:
     def __init__(self, tracer: Tracer) -> None:
         self._all: Any = tracer.span_processor
         self._known: Any = None
+        self.skips_linker = False
         self._told: tuple[Any, ...] = (self._all,)
         self._take: tuple[Callable[[LightSpan], None], ...] = (self._all.on_end,)
 
@@ -177,6 +182,7 @@ class _Processors:
         """Processors may be added to a provider at any time, and are never taken away."""
         self._known = self._all._span_processors
         if type(self._all) is SynchronousMultiSpanProcessor:
+            self.skips_linker = True
             hearing = [each for each in self._known if type(each) is not Linker]
             self._told = tuple(each for each in hearing if type(each) not in _HEAR_ONLY_OF_ENDS)
             self._take = tuple(map(_taking, hearing))
@@ -251,6 +257,7 @@ class LightSpan(SdkSpan):
     _made_context: SpanContext | None = None
     _made_name: str | None = None
     _made_attributes: Any = None
+    _made_resource: Any = None
     _made_lock: threading.Lock | None = None
 
     @classmethod
@@ -293,31 +300,47 @@ class LightSpan(SdkSpan):
         self._made_name = name
 
     @property
-    def _attributes(self) -> Any:  # type: ignore[override]
+    def _attributes(self) -> Any:
         made = self._made_attributes
         if made is None:
-            made = self._made_attributes = self._tell_attributes()
+            with _becoming_full:
+                made = self._made_attributes
+                if made is None:
+                    made = self._made_attributes = self._tell_attributes()
         return made
+
+    @_attributes.setter
+    def _attributes(self, attributes: Any) -> None:  # as processors do that redact
+        self._made_attributes = attributes
 
     @property
     def _lock(self) -> Any:  # type: ignore[override]
-        lock = self._made_lock
-        if lock is None:
-            lock = self._made_lock = threading.Lock()
-            most = self._limits.max_span_attributes
-            self._made_attributes = BoundedAttributes(most, self._attributes, immutable=False)
-            noted, self._events = self._events, self._new_events()  # type: ignore[no-untyped-call]
-            self._events.extend(noted)
-            self._links = self._new_links(())
-        return lock
+        if self._made_lock is None:
+            with _becoming_full:
+                if self._made_lock is None:
+                    self._become_full()
+        return self._made_lock
+
+    def _become_full(self) -> None:
+        most = self._limits.max_span_attributes
+        self._made_attributes = BoundedAttributes(most, self._attributes, immutable=False)
+        events = self._new_events()  # type: ignore[no-untyped-call]
+        events.extend(self._events)
+        self._events = events
+        self._links = self._new_links(())
+        self._made_lock = threading.Lock()  # last: who finds it finds the others
 
     @property
     def _limits(self) -> Any:
         return self._home.tracer._span_limits
 
     @property
-    def _resource(self) -> Any:  # type: ignore[override]
-        return self._home.tracer.resource
+    def _resource(self) -> Any:
+        return self._home.tracer.resource if self._made_resource is None else self._made_resource
+
+    @_resource.setter
+    def _resource(self, resource: Any) -> None:  # as processors do that enrich
+        self._made_resource = resource
 
     @property
     def _span_processor(self) -> Any:  # type: ignore[override]
@@ -330,6 +353,10 @@ class LightSpan(SdkSpan):
     @property
     def _instrumentation_info(self) -> Any:  # type: ignore[override]
         return self._home.tracer.instrumentation_info
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadableSpan:
+        """What an exporter reads of it: its home is the live tracer."""
+        return copy.deepcopy(self._readable_span(), memo)
 
     def record_exception(
         self,
