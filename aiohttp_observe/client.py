@@ -83,8 +83,7 @@ def client_session(app: web.Application | None = None, **kwargs: Any) -> aiohttp
 
 def client_trace_config(app: web.Application | None = None) -> aiohttp.TraceConfig:
     """The same for a session built elsewhere: ``ClientSession(trace_configs=[client_trace_config()])``."""
-    observer = _ClientObserver(_settings_of(app))
-    config = aiohttp.TraceConfig(trace_config_ctx_factory=partial(_Call, observer))  # type: ignore[arg-type]
+    config = aiohttp.TraceConfig(trace_config_ctx_factory=partial(_Call, _settings_of(app)))  # type: ignore[arg-type]
     for event in _EVENTS:
         getattr(config, event).append(partial(_notify, event))
     return config
@@ -126,17 +125,6 @@ async def _notify(event: str, session: aiohttp.ClientSession, call: _Call, param
         call.meter.internal_error("client")
 
 
-class _ClientObserver:
-    """What the calls of one trace configuration share."""
-
-    def __init__(self, settings: _Settings) -> None:
-        self.options = settings.options
-        self._scope = settings.scope
-
-    def scope(self) -> Scope | None:
-        return current_scope() if self._scope is None else self._scope
-
-
 def _tracer_of(session: aiohttp.ClientSession, scope: Scope | None) -> ClientTracer | None:
     """What traces a call; outside of any application, the global provider's.
 
@@ -155,10 +143,10 @@ def _tracer_of(session: aiohttp.ClientSession, scope: Scope | None) -> ClientTra
 class _Call:
     """One outbound request, redirects included; aiohttp makes one for each as its trace context."""
 
-    def __init__(self, observer: _ClientObserver, trace_request_ctx: Any = None) -> None:
-        self._observer = observer
+    def __init__(self, settings: _Settings, trace_request_ctx: Any = None) -> None:
+        self._options = settings.options
         self.trace_request_ctx = trace_request_ctx
-        self._scope = observer.scope()
+        self._scope = current_scope() if settings.scope is None else settings.scope
         self.meter: Meter = NullMeter() if self._scope is None else self._scope.meter
         self._span: OutboundSpan | None = None
         self._host = self._phase_host = ""
@@ -183,7 +171,7 @@ class _Call:
         exchange = current_exchange()
         if exchange is not None:
             self._step = exchange.begin_step("client", f"{self._method} {self._host}", self._started)
-            if self._observer.options.send_request_id:
+            if self._options.send_request_id:
                 params.headers.setdefault(_REQUEST_ID_HEADER, exchange.request_id)
         tracer = _tracer_of(session, self._scope)
         if tracer is not None:

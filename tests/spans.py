@@ -7,15 +7,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import SpanContext, SpanKind
 
 from aiohttp_observe import Tracing, setup_observability
 from tests.service import Service, Witness, serving, until
 
-__all__ = ["Handler", "Spans", "attributes", "ids", "ok", "traced"]
+__all__ = ["Deciding", "Handler", "Spans", "attributes", "ids", "ok", "traced"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,6 +50,28 @@ class Spans:
         """All spans, once there are ``count``."""
         await until(lambda: len(self.all) >= count, f"{count} spans")
         return self.all
+
+
+class Deciding(Sampler):
+    """Samples as ``decide`` does, given name, kind and attributes of a span."""
+
+    def __init__(self, decide: Callable[[str, SpanKind | None, Any], SamplingResult]) -> None:
+        self._decide = decide
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SamplingResult:
+        return self._decide(name, kind, attributes)
+
+    def get_description(self) -> str:
+        return "Deciding"
 
 
 def ids(span: ReadableSpan) -> SpanContext:

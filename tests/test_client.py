@@ -42,7 +42,7 @@ from aiohttp_observe import (
 )
 from tests.calls import DURATION, PHASES, Pair, call_once, fetch, serving_pair
 from tests.service import PATIENCE, free_port, serving
-from tests.spans import Spans, attributes, ids
+from tests.spans import Deciding, Spans, attributes, ids
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -775,33 +775,20 @@ async def test_a_span_is_the_services_to_add_to_while_it_is_current(pair: Pair) 
 
 
 async def test_the_providers_sampler_decides_by_what_is_known_of_a_call(registry: CollectorRegistry) -> None:
-    class ByUrl(Sampler):
-        def should_sample(
-            self,
-            parent_context: Context | None,
-            trace_id: int,
-            name: str,
-            kind: SpanKind | None = None,
-            attributes: Any = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> SamplingResult:
-            if kind is not SpanKind.CLIENT:
-                return SamplingResult(Decision.RECORD_ONLY)
-            assert (name, attributes["http.request.method"]) == ("GET", "GET")
-            if attributes["url.full"].endswith("/status/404"):
-                return SamplingResult(Decision.DROP)
-            return SamplingResult(Decision.RECORD_AND_SAMPLE, {**attributes, "why": "asked"})
-
-        def get_description(self) -> str:
-            return "ByUrl"
+    def by_url(name: str, kind: SpanKind | None, attributes: Any) -> SamplingResult:
+        if kind is not SpanKind.CLIENT:
+            return SamplingResult(Decision.RECORD_ONLY)
+        assert (name, attributes["http.request.method"]) == ("GET", "GET")
+        if attributes["url.full"].endswith("/status/404"):
+            return SamplingResult(Decision.DROP)
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, {**attributes, "why": "asked"})
 
     async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
         await fetch(pair, session)
         async with session.get(f"{pair.target}/status/404"):
             pass
 
-    pair = Pair(registry, Spans(sampler=ByUrl()))
+    pair = Pair(registry, Spans(sampler=Deciding(by_url)))
     await call_once(pair, call)
     span = await pair.the_span()
     assert attributes(span)["why"] == "asked"

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Exchange, Logs, Metrics, Tracing, current_exchange, operation, setup_observability
 from tests.service import PATIENCE, Witness, serving, until
-from tests.spans import Handler, Spans, attributes, ids, ok, traced
+from tests.spans import Deciding, Handler, Spans, attributes, ids, ok, traced
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -395,27 +395,13 @@ async def test_processors_hear_of_the_start_and_the_end_of_a_span(limited: bool)
 
 
 async def test_the_providers_sampler_decides_by_what_is_known_at_the_start() -> None:
-    class ByRoute(Sampler):
-        def should_sample(
-            self,
-            parent_context: Context | None,
-            trace_id: int,
-            name: str,
-            kind: SpanKind | None = None,
-            attributes: Any = None,
-            links: Sequence[trace.Link] | None = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> SamplingResult:
-            wanted = kind is SpanKind.SERVER and attributes["url.query"] == "debug=1"
-            if not wanted:
-                return SamplingResult(Decision.DROP)
-            return SamplingResult(Decision.RECORD_AND_SAMPLE, {**attributes, "why": "debug"})
+    def by_route(name: str, kind: SpanKind | None, attributes: Any) -> SamplingResult:
+        wanted = kind is SpanKind.SERVER and attributes["url.query"] == "debug=1"
+        if not wanted:
+            return SamplingResult(Decision.DROP)
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, {**attributes, "why": "debug"})
 
-        def get_description(self) -> str:
-            return "ByRoute"
-
-    spans = Spans(sampler=ByRoute())
+    spans = Spans(sampler=Deciding(by_route))
     async with traced(spans) as (service, witness):
         await service.get("/?debug=0")
         dropped = await witness.next()

@@ -47,8 +47,10 @@ def _guarded(method: Method) -> Method:
     def guarded(self: Instruments, *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
-        except Exception as exc:
-            self._fail(exc)
+        except Exception:
+            if not self.failed:
+                logger.exception("metrics can't be written; this is told once")
+            self.failed += 1
 
     return cast(Method, guarded)
 
@@ -74,7 +76,6 @@ class Instruments:
         self._add_server(registry)
         self._calls = ClientCalls(registry, limits)
         heed_forks(self)
-        self.at_scrape.before.append(self.settle_calls)
         self._add_asyncio(registry)
         self._internal_errors = Counter(
             "aiohttp_observe_internal_errors",
@@ -200,11 +201,6 @@ class Instruments:
         if self._calls.are_many:
             self.settle_calls()
 
-    def _fail(self, exc: Exception) -> None:
-        if not self.failed:
-            logger.error("metrics can't be written; this is told once", exc_info=exc)
-        self.failed += 1
-
     def begin_anew(self) -> None:
         """In a forked child, where no application runs."""
         self.in_flight.clear()
@@ -212,8 +208,12 @@ class Instruments:
 
     def settle_calls(self) -> None:
         """Observe the outbound calls that have ended since the last time."""
-        for failure in self._calls.settle():
-            self._fail(failure)
+        for observe in self._calls.settling():
+            self._attempt(observe)
+
+    @_guarded
+    def _attempt(self, observe: Callable[[], None]) -> None:
+        observe()  # one series' file can't be written: the others' can
 
     @_guarded
     def task_outcome(self, name: str, outcome: str) -> None:

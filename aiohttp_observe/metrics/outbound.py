@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -77,26 +79,18 @@ class ClientCalls:
         self._ended.clear()
         self._phases.clear()
 
-    def settle(self) -> list[Exception]:
-        """Observe what was taken down since the last time; returns what failed of it."""
+    def settling(self) -> Iterator[Callable[[], None]]:
+        """What observes the calls taken down since the last time, a series at a time: each may fail."""
         calls: defaultdict[Outcome, list[tuple[float, SpanIds | None]]] = defaultdict(list)
         for outcome, seconds, span in taken(self._ended):
             calls[outcome].append((seconds, span))
         phases: defaultdict[Phase, list[float]] = defaultdict(list)
         for phase, seconds in taken(self._phases):
             phases[phase].append(seconds)
-        failed = []
         for outcome, alike in calls.items():
-            try:
-                self._observe_calls(outcome, alike)
-            except Exception as exc:  # one series' file can't be written: the others' can
-                failed.append(exc)
+            yield partial(self._observe_calls, outcome, alike)
         for phase, durations in phases.items():
-            try:
-                self._observe_phases(phase, durations)
-            except Exception as exc:
-                failed.append(exc)
-        return failed
+            yield partial(self._observe_phases, phase, durations)
 
     def _observe_calls(self, outcome: Outcome, alike: list[tuple[float, SpanIds | None]]) -> None:
         alike.sort(key=_seconds)

@@ -38,7 +38,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
 
-def name_of(method: str, route: str) -> str:
+def name_of(method: str, route: str = UNMATCHED) -> str:
     """As the semantic conventions want it; the official helper gives that only of late."""
     name = "HTTP" if method == "_OTHER" else method
     return name if route is UNMATCHED else f"{name} {route}"

@@ -22,8 +22,9 @@ from yarl import URL
 
 from ..exchange import SpanIds, valid
 from ..redaction import in_url
-from .provider import LINKER, get_tracer
-from .span import LightSpan, LightTracer, conclude, fail, is_plain
+from .facts import name_of
+from .provider import get_tracer
+from .span import DroppedSpan, LightSpan, LightTracer, conclude, fail, is_plain, started
 from .variables import HeaderCapture, excluded_urls
 
 __all__ = ["ClientTracer", "OutboundSpan", "global_client_tracer"]
@@ -51,7 +52,7 @@ class ClientTracer:
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
-        self._light = LightTracer(tracer) if is_plain(tracer) else None
+        self._light = LightTracer(tracer, linked=True) if is_plain(tracer) else None
         self._excluded = excluded_urls("AIOHTTP_CLIENT")
         self._request_headers = HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST, normalise_request_header_name
@@ -81,18 +82,8 @@ class ClientTracer:
 
     def _start(self, facts: Facts, context: Context) -> Span:
         if self._light is None:
-            return self._tracer.start_span(
-                _name_of(facts),
-                context=context,
-                kind=SpanKind.CLIENT,
-                attributes=_attributes_of(facts),
-                record_exception=False,
-                set_status_on_exception=False,
-            )
-        span = self._light.begin(_ClientSpan.made(self._light, facts), context)
-        if isinstance(span, _ClientSpan) and self._light.processors.skips_linker:
-            LINKER.on_start(span, context)
-        return span
+            return started(self._tracer, name_of(facts[0]), context, SpanKind.CLIENT, _attributes_of(facts))
+        return self._light.begin(_ClientSpan.made(self._light, facts), context)
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +111,7 @@ class OutboundSpan:
     def sampled_ids(self) -> SpanIds | None:
         """Where it stands in its trace, if it is exported."""
         span = self._span
-        if isinstance(span, LightSpan):
+        if isinstance(span, (LightSpan, DroppedSpan)):
             return span if span.sampled else None
         ids: Any = span.get_span_context()
         return ids if ids.trace_flags.sampled else None
@@ -163,7 +154,7 @@ class _ClientSpan(LightSpan):
     _outcome: Outcome | None = None
 
     def _tell_name(self) -> str:
-        return _name_of(self._of)
+        return name_of(self._of[0])
 
     def _tell_attributes(self) -> dict[str, Any]:
         attributes = _attributes_of(self._of)
@@ -177,11 +168,6 @@ class _ClientSpan(LightSpan):
     def finish(self, outcome: Outcome, seconds: float, failed: bool) -> None:
         self._outcome = outcome
         self._conclude(outcome, seconds, failed)
-
-
-def _name_of(facts: Facts) -> str:
-    method = facts[0]
-    return "HTTP" if method == "_OTHER" else method
 
 
 def _attributes_of(facts: Facts) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from ..exchange import Meter
 __all__ = [
     "CARRIED",
     "LINK",
-    "LINKER",
     "Batches",
     "Linker",
     "OwnProvider",
@@ -225,7 +224,7 @@ class Linker(SpanProcessor):
         pass
 
 
-LINKER = Linker()
+_linker = Linker()
 
 
 def _add_linker(provider: trace.TracerProvider) -> None:
@@ -235,7 +234,7 @@ def _add_linker(provider: trace.TracerProvider) -> None:
     known = getattr(provider, "_aiohttp_observe_linked", False)
     if not known:
         provider._aiohttp_observe_linked = True  # type: ignore[attr-defined]
-        provider.add_span_processor(LINKER)
+        provider.add_span_processor(_linker)
 
 
 def get_tracer(provider: trace.TracerProvider) -> trace.Tracer:

@@ -8,12 +8,22 @@ from typing import Any, Protocol
 from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Event
+from opentelemetry.sdk.trace import Event, Tracer
 from opentelemetry.trace import Span, SpanContext, SpanKind
 
 from ..exchange import Exchange
 from .facts import Facts, attributes_of, is_our_error, name_of, outcome_of
-from .span import NOTHING, TRACE_ID_LIMIT, DroppedSpan, LightSpan, LightTracer, conclude, is_plain, record
+from .span import (
+    NOTHING,
+    TRACE_ID_LIMIT,
+    DroppedSpan,
+    LightSpan,
+    LightTracer,
+    conclude,
+    is_plain,
+    record,
+    started,
+)
 
 __all__ = ["Borrowed", "RequestSpan", "Starter", "starter"]
 
@@ -60,15 +70,11 @@ class _PlainStarter:
         self._facts = facts
 
     def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan | None:
-        span = self._tracer.start_span(
+        name, attributes = (
             name_of(exchange.method, exchange.route),
-            context=context,
-            kind=SpanKind.SERVER,
-            attributes=attributes_of(self._facts(exchange, request)),
-            record_exception=False,
-            set_status_on_exception=False,
+            attributes_of(self._facts(exchange, request)),
         )
-        return _Owned.of(span)
+        return _Owned.of(started(self._tracer, name, context, SpanKind.SERVER, attributes))
 
 
 class Borrowed:
@@ -111,8 +117,8 @@ class _Owned(Borrowed):
 
 
 class _LightStarter(LightTracer):
-    def __init__(self, tracer: trace.Tracer, facts: FactsOf) -> None:
-        super().__init__(tracer)
+    def __init__(self, tracer: Tracer, facts: FactsOf) -> None:
+        super().__init__(tracer, linked=False)
         self.facts = facts
 
     def __call__(self, context: Context, exchange: Exchange, request: web.BaseRequest) -> RequestSpan:

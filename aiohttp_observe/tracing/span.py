@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import time_ns
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
@@ -29,6 +29,7 @@ from opentelemetry.trace import (
     NonRecordingSpan,
     Span,
     SpanContext,
+    SpanKind,
     Status,
     StatusCode,
     TraceFlags,
@@ -49,6 +50,7 @@ __all__ = [
     "fail",
     "is_plain",
     "record",
+    "started",
 ]
 
 S = TypeVar("S", bound="LightSpan")
@@ -66,7 +68,7 @@ _MOST_NOTED = 4
 _MOST_EVENT_ATTRIBUTES = 8
 
 
-def is_plain(tracer: trace.Tracer) -> bool:
+def is_plain(tracer: trace.Tracer) -> TypeGuard[Tracer]:
     """Whether it is the SDK's, and there is nothing to heed that a light span doesn't know of."""
     if type(tracer) is not Tracer:
         return False
@@ -82,14 +84,16 @@ def is_plain(tracer: trace.Tracer) -> bool:
 
 
 class LightTracer:
-    """Does what the SDK's `Tracer.start_span` does: parent, ids, sampler, processors' ``on_start``."""
+    """Does what the SDK's `Tracer.start_span` does: parent, ids, sampler, processors' ``on_start``.
 
-    def __init__(self, tracer: trace.Tracer) -> None:
-        assert isinstance(tracer, Tracer)
+    ``linked`` spans are those that the linker sees to.
+    """
+
+    def __init__(self, tracer: Tracer, *, linked: bool) -> None:
         ids = tracer.id_generator
         random = TraceFlags.RANDOM_TRACE_ID if ids.is_trace_id_random() else TraceFlags.DEFAULT
         self.tracer = tracer
-        self.processors = _Processors(tracer)
+        self.processors = _Processors(tracer, _DEAF if linked else (*_DEAF, Linker))
         self.trace_id_of, self.new_span_id = _id_makers(ids)
         self.bound = _bound_of(tracer.sampler)
         self.sampled = TraceFlags(TraceFlags.SAMPLED | random)
@@ -156,10 +160,10 @@ def _bound_of(sampler: Any) -> int | None:
 class _Processors:
     """A provider's span processors; those whose hooks do nothing aren't called."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, deaf: tuple[type, ...]) -> None:
         self._all: Any = tracer.span_processor
+        self._deaf = deaf
         self._known: Any = None
-        self.skips_linker = False
         self._told: tuple[Any, ...] = (self._all,)
         self._take: tuple[Callable[[LightSpan], None], ...] = (self._all.on_end,)
 
@@ -182,13 +186,12 @@ class _Processors:
         """Processors may be added to a provider at any time, and are never taken away."""
         self._known = self._all._span_processors
         if type(self._all) is SynchronousMultiSpanProcessor:
-            self.skips_linker = True
-            hearing = [each for each in self._known if type(each) is not Linker]
-            self._told = tuple(each for each in hearing if type(each) not in _HEAR_ONLY_OF_ENDS)
-            self._take = tuple(map(_taking, hearing))
+            self._told = tuple(each for each in self._known if type(each) not in self._deaf)
+            self._take = tuple(_taking(each) for each in self._known if type(each) is not Linker)
 
 
-_HEAR_ONLY_OF_ENDS = (Batches, BatchSpanProcessor, SimpleSpanProcessor)
+_DEAF = (Batches, BatchSpanProcessor, SimpleSpanProcessor)
+"""Processors that do nothing when a span starts."""
 
 
 def _taking(processor: Any) -> Callable[[LightSpan], None]:
@@ -392,6 +395,20 @@ class LightSpan(SdkSpan):
                 self._status = _ERROR
             self._end_time = end_time
             self._home.processors.end(self)
+
+
+def started(
+    tracer: trace.Tracer, name: str, context: Context, kind: SpanKind, attributes: Mapping[str, Any]
+) -> Span:
+    """A span that isn't light, as ``tracer`` makes them."""
+    return tracer.start_span(
+        name,
+        context=context,
+        kind=kind,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    )
 
 
 def fail(span: Span, exc: BaseException) -> None:
