@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,6 +36,7 @@ from aiohttp_observe import (
     setup_observability,
     spawn,
 )
+from aiohttp_observe.logs.writer import Writer
 from tests.service import ROOT, Service, Witness, run_python, serving
 
 shop = logging.getLogger("shop")
@@ -840,6 +841,33 @@ async def test_every_line_is_either_written_or_counted(registry: CollectorRegist
         await service.get("/work")
     assert dropped(registry) > 0
     assert len(output.lines) + dropped(registry) == 1001
+
+
+async def test_a_line_that_cannot_be_rendered_costs_no_other() -> None:
+    def render(lines: Sequence[str]) -> list[bytes]:
+        if "unspeakable" in lines:
+            raise ValueError
+        return [f"{line}\n".encode() for line in lines]
+
+    output, dropped = io.StringIO(), list[int]()
+    writer = Writer(output, render, 1000, dropped.append)
+    writer.put(["one", "two", "unspeakable", "three"])
+    await writer.close(5)
+    assert output.getvalue() == "one\ntwo\nthree\n"
+    assert dropped == [1]
+
+
+async def test_more_lines_than_are_written_at_once_keep_their_order() -> None:
+    output = Output()
+
+    def work() -> None:
+        for number in range(3000):
+            shop.info("%d", number)
+
+    app = application(work, logs=Logs(stream=output, replace=True))
+    async with serving(app) as service:
+        await service.get("/work")
+    assert [line["message"] for line in output.of("shop")] == [str(number) for number in range(3000)]
 
 
 async def test_a_stream_that_was_closed_is_no_failure(registry: CollectorRegistry) -> None:

@@ -127,8 +127,8 @@ class ServerLogs:
         stream = self._options.stream or sys.stdout
         render = _renderer(self._format, stream)
         dropped = partial(self._meter.dropped, "log_lines")
-        writer = Writer(stream, self._options.queue_size, dropped)
-        handler = WriterHandler(writer, render, secret_names(self._options.redact))
+        writer = Writer(stream, render, self._options.queue_size, dropped)
+        handler = WriterHandler(writer, secret_names(self._options.redact))
         return _Installed(handler, self._level)
 
 

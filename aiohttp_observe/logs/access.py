@@ -164,7 +164,7 @@ class AccessLines:
                 handler.writer.dropped(1)
                 failure = exc
         for handler, together in lines.items():
-            handler.put(together)
+            handler.writer.put(together)
         if failure is not None:
             raise failure
 

@@ -95,8 +95,9 @@ def ids_of(context: Context) -> dict[str, str]:
     if request_id is not None:
         ids["request_id"] = request_id
     if trace_id:
-        ids["trace_id"] = f"{trace_id:032x}"
-        ids["span_id"] = f"{span_id:016x}"
+        # A third faster than with format specifiers.
+        ids["trace_id"] = "%032x" % trace_id  # noqa: UP031
+        ids["span_id"] = "%016x" % span_id  # noqa: UP031
     return ids
 
 

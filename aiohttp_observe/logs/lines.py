@@ -27,6 +27,7 @@ _LONGEST_FIELDS = 131_072
 _ITEM = 16
 """Characters of all bound, or all ``extra``, fields of a line, and of each value besides its own."""
 _DEEPEST = 6
+_LEAST_INT, _GREATEST_INT = -(2**63), 2**64 - 1
 _MOST_ITEMS = 256
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)
 _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {
@@ -34,6 +35,7 @@ _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {
     "message",
     "taskName",
     "color_message",
+    "_observe_context",
 }
 _LINE_KEYS = frozenset(("timestamp", "level", "logger", "message", "exception", "stack_info"))
 _COLORS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "35", "DEBUG": "2"}
@@ -91,12 +93,12 @@ class _Fields:
         kind = type(value)
         if kind is str:
             return self._text(value)
-        if value is None or kind is bool:
-            return value
         if kind is int:
-            return value if -(2**63) <= value < 2**64 else self._text(hex(value))
+            return value if _LEAST_INT <= value <= _GREATEST_INT else self._text(hex(value))
         if kind is float:
             return value if isfinite(value) else str(value)
+        if value is None or kind is bool:
+            return value
         if depth < _DEEPEST:
             try:
                 return self._container(value, depth)
@@ -117,7 +119,7 @@ class _Fields:
             if isinstance(getattr(value, "_fields", None), tuple):  # a named one
                 return self._mapping(dict(zip(value._fields, value, strict=True)), depth)  # type: ignore[attr-defined]
             if len(value) == 2 and isinstance(value[0], (str, bytes)):  # a header, most likely
-                name = _clip(_text(value[0]), _LONGEST_KEY)
+                name = _name(value[0])
                 return [name, self.named(name, value[1], depth + 1)]
         if isinstance(value, (list, tuple, set, frozenset)):
             items = [self._plain(item, depth + 1) for item in self._while_there_is_room(value)]
@@ -127,7 +129,7 @@ class _Fields:
     def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         found, seen = {}, 0
         for key, item in self._while_there_is_room(value.items()):
-            name = _clip(_text(key), _LONGEST_KEY)
+            name = _name(key)
             found[name] = self.named(name, item, depth + 1)
             seen += 1
         if seen < len(value):
@@ -160,6 +162,11 @@ def _exactly_text(value: Any) -> str:
 _encode_lines = Encoder(enc_hook=_exactly_text).encode_lines
 plain = partial(to_builtins, enc_hook=_exactly_text)
 """A line's plain data as a mapping."""
+
+
+def _name(name: Any) -> str:
+    """Of a level, logger, task or field."""
+    return name if type(name) is str and len(name) <= _LONGEST_KEY else _clip(_text(name), _LONGEST_KEY)
 
 
 def _clip(text: str, longest: int) -> str:
@@ -250,16 +257,19 @@ def _stack(info: Any) -> str:
         return "".join(traceback.format_tb(info[2])) + f"[not rendered: {type(exc).__name__}]"
 
 
-def _extras_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]:
-    """The record's ``extra`` fields."""
+def _extras_of(record: logging.LogRecord, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's ``extra`` fields; ``bound`` are those that `_Contextual` may have put there."""
+    own = record.__dict__
+    if _RESERVED.issuperset(own):
+        return {}
     extras = {}
-    bound = context_of(record)[4]
-    for key, value in record.__dict__.items():
-        if key in _RESERVED or (key in bound and value is bound[key]):
-            continue
-        if not _text(key).startswith("_") and (value is not None or key not in IDS):
-            extras[key] = value
-    return named_apart(extras, is_secret)
+    for key in own:
+        if key not in _RESERVED and _name(key)[:1] != "_":
+            value = own[key]
+            is_ours = key in IDS if value is None else key in bound and value is bound[key]
+            if not is_ours:
+                extras[key] = value
+    return extras
 
 
 def named_apart(
@@ -271,7 +281,7 @@ def named_apart(
     """
     named, all_fields = {}, _Fields(is_secret)
     for name, value in fields.items():
-        key = _clip(_text(name), _LONGEST_KEY)
+        key = _name(name)
         named[f"{key}_" if key in _LINE_KEYS or key in used else key] = all_fields.named(key, value)
     return named
 
@@ -279,22 +289,26 @@ def named_apart(
 def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]:
     """A record as plain data without secrets, independent of anything the service may still change."""
     context = context_of(record)
+    _, _, _, task, bound = context
     ids = ids_of(context)
     line: dict[str, Any] = {
         "timestamp": timestamp(record.created),
-        "level": _clip(_text(record.levelname), _LONGEST_KEY),
-        "logger": _clip(_text(record.name), _LONGEST_KEY),
+        "level": _name(record.levelname),
+        "logger": _name(record.name),
         "message": message_of(record),
         **ids,
     }
-    if context[3] is not None:
-        line["task"] = _clip(context[3], _LONGEST_KEY)
-    if context[4]:
-        line.update(named_apart(context[4], is_secret, ids))
-    line.update(_extras_of(record, is_secret))
-    exception = exception_of(record)
-    if exception is not None:
-        line["exception"] = exception
+    if task is not None:
+        line["task"] = _name(task)
+    if bound:
+        line |= named_apart(bound, is_secret, ids)
+    extras = _extras_of(record, bound)
+    if extras:
+        line |= named_apart(extras, is_secret)
+    if record.exc_info:
+        exception = exception_of(record)
+        if exception is not None:
+            line["exception"] = exception
     if record.stack_info:
         line["stack_info"] = shown(record.stack_info, LONGEST_STACK)
     return line

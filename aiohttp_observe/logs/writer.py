@@ -9,7 +9,8 @@ import os
 import selectors
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from _thread import LockType
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -35,15 +36,21 @@ def _flush_at_end_of_child(writer: Writer) -> None:
         util.Finalize(None, writer.flush, (_CHILD_FLUSH_SECONDS,), exitpriority=0)
 
 
-def _take(waiting: SimpleQueue[Any], most: int) -> Iterator[Any]:
+Render = Callable[[Sequence[Any]], list[bytes]]
+"""Lines as plain data, in UTF-8 and with their ends."""
+
+
+def _take(waiting: SimpleQueue[Any], most: int) -> list[Any]:
     """What waits, ``most`` items of it."""
+    items: list[Any] = []
     with suppress(Empty):
-        for _ in range(most):
-            yield waiting.get_nowait()
+        while len(items) < most:
+            items.append(waiting.get_nowait())
+    return items
 
 
 class Writer:
-    """Writes the lines put in, in order, on a thread of its own.
+    """Renders and writes the lines put in, in order, on a thread of its own.
 
     ``put`` never blocks: beyond ``limit`` lines waiting, or once the stream has failed, a
     line is dropped and reported to ``dropped(count)``.  It takes no lock of Python's: a log
@@ -51,8 +58,9 @@ class Writer:
     with the first item, so a writer made before a fork works after it.
     """
 
-    def __init__(self, stream: TextIO, limit: int, dropped: Callable[[int], None]) -> None:
+    def __init__(self, stream: TextIO, render: Render, limit: int, dropped: Callable[[int], None]) -> None:
         self._stream = stream
+        self._render = render
         self.dropped = dropped
         self._limit = limit
         self.begin_anew()
@@ -67,8 +75,8 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._starting = Lock()
 
-    def put(self, lines: Sequence[bytes]) -> None:
-        """Queue lines, in UTF-8 and with their ends; drop those for which the queue has no room."""
+    def put(self, lines: Sequence[Any]) -> None:
+        """Queue the plain data of lines; drop those for which the queue has no room."""
         room = 0 if self._closed else max(0, self._limit - self._waiting.qsize())
         for line in lines[:room]:
             self._waiting.put(line)
@@ -94,8 +102,7 @@ class Writer:
         # A thread sets no event of asyncio's as it ends.
         while self._is_writing() and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
-        left = sum(isinstance(item, bytes) for item in _take(self._waiting, self._waiting.qsize()))
-        left += bool(self._torn)
+        left = len(_lines_of(_take(self._waiting, self._waiting.qsize()))) + bool(self._torn)
         if left:
             self.dropped(left)
 
@@ -116,19 +123,30 @@ class Writer:
     def _run(self) -> None:
         while True:
             first = self._waiting.get()
-            if not self._closed and isinstance(first, bytes):
+            if not self._closed and type(first) is not LockType and self._waiting.qsize() < _BATCH:
                 sleep(_BATCH_DELAY)
             batch = [first, *_take(self._waiting, _BATCH)]
-            self._write([item for item in batch if isinstance(item, bytes)])
-            for mark in batch:
-                if not isinstance(mark, bytes) and mark.locked():
-                    mark.release()
+            lines = _lines_of(batch)
+            if lines:
+                self._write(self._rendered(lines))
+            if len(lines) < len(batch):
+                for item in batch:
+                    if type(item) is LockType and item.locked():
+                        item.release()
             if self._closed and not self._waiting.qsize():
                 return
 
+    def _rendered(self, lines: list[Any]) -> list[bytes]:
+        try:
+            return self._render(lines)
+        except Exception:
+            if len(lines) == 1:
+                self.dropped(1)
+                return []
+        # It costs no other line.
+        return [rendered for line in lines for rendered in self._rendered([line])]
+
     def _write(self, lines: list[bytes]) -> None:
-        if not lines:
-            return
         data = self._torn + _encoded(self._stream, b"".join(lines))
         self._torn = b""
         left = _unwritten(self._stream, data)
@@ -146,6 +164,10 @@ class Writer:
             dropped += 1
         self._torn = left[:size]
         self.dropped(dropped)
+
+
+def _lines_of(items: list[Any]) -> list[Any]:
+    return [item for item in items if type(item) is not LockType]
 
 
 def _encoded(stream: TextIO, data: bytes) -> bytes:
@@ -193,15 +215,12 @@ def _wait_until_writable(descriptor: int) -> None:
 
 
 class WriterHandler(logging.Handler):
-    """Renders records, and hands them to a `Writer`."""
+    """Makes records plain data, and hands them to a `Writer`."""
 
-    def __init__(
-        self, writer: Writer, render: Callable[[Sequence[Any]], list[bytes]], is_secret: SecretNames
-    ) -> None:
+    def __init__(self, writer: Writer, is_secret: SecretNames) -> None:
         super().__init__()
         self.writer = writer
         self.is_secret = is_secret
-        self._render = render
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -209,16 +228,7 @@ class WriterHandler(logging.Handler):
         except Exception:  # logging must not raise into what logs
             self.writer.dropped(1)
         else:
-            self.put([line])
-
-    def put(self, lines: Sequence[Any]) -> None:
-        """Render and write the plain data of lines."""
-        try:
-            rendered = self._render(lines)
-        except Exception:  # as in `emit`, which calls this
-            self.writer.dropped(len(lines))
-        else:
-            self.writer.put(rendered)
+            self.writer.put([line])
 
     def flush(self) -> None:
         """Called by `logging.shutdown` at interpreter exit."""

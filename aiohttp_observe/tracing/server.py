@@ -236,7 +236,10 @@ def _attacher() -> Callable[[Context], object]:
 
 
 def _current_context() -> SpanContext | None:
-    ids = trace.get_current_span().get_span_context()
+    span: Span | None = context_api.get_current().get(_SPAN_KEY)  # type: ignore[assignment]
+    if span is None:
+        return None
+    ids = span.get_span_context()
     return ids if ids.is_valid else None
 
 
