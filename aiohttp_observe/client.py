@@ -254,7 +254,7 @@ class _Call:
         if since is None:
             return 0.0
         seconds = perf_counter() - since
-        self.meter.client_phase(self._phase_host, phase, seconds)
+        self.meter.client_phase(self._phase_host, phase, seconds, redirected=self._phase_host != self._host)
         return seconds
 
     def _finish(self, response: ref[aiohttp.ClientResponse] | None) -> None:

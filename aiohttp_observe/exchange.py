@@ -278,7 +278,7 @@ class Meter(Protocol):
         span: SpanIds | None,
     ) -> None: ...
 
-    def client_phase(self, host: str, phase: str, seconds: float) -> None: ...
+    def client_phase(self, host: str, phase: str, seconds: float, *, redirected: bool) -> None: ...
 
     def task_outcome(self, name: str, outcome: str) -> None: ...
 
@@ -313,7 +313,7 @@ class NullMeter:
     ) -> None:
         pass
 
-    def client_phase(self, host: str, phase: str, seconds: float) -> None:
+    def client_phase(self, host: str, phase: str, seconds: float, *, redirected: bool) -> None:
         pass
 
     def task_outcome(self, name: str, outcome: str) -> None:

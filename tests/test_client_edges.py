@@ -137,12 +137,25 @@ async def test_a_redirect_to_another_host_is_told_where_each_part_was(pair: Pair
     (span,) = pair.spans.clients
     assert attributes(span)["url.full"] == f"{pair.target}/away"
     assert attributes(span)["http.request.resend_count"] == 1
-    for host in ("127.0.0.1", "localhost"):
+    for host in ("127.0.0.1", "_other"):
         assert pair.sample(f"{PHASES}_count", phase="first_byte", server_address=host) == 1
     first, second = pair.heard
     assert first["traceparent"] == second["traceparent"]
     assert first["X-Request-ID"] == second["X-Request-ID"]
     assert "Authorization" not in second
+
+
+async def test_a_redirect_to_a_host_that_the_service_calls_itself_is_told_there(pair: Pair) -> None:
+    def elsewhere() -> str:
+        return pair.target.replace("127.0.0.1", "localhost") + "/status/200"
+
+    async def call(pair: Pair, session: aiohttp.ClientSession) -> None:
+        await (await session.get(elsewhere())).text()
+        await (await session.get(f"{pair.target}/away")).text()
+
+    redirect_to(pair, elsewhere)
+    await call_once(pair, call)
+    assert pair.sample(f"{PHASES}_count", phase="first_byte", server_address="localhost") == 2
 
 
 async def test_a_call_that_is_sent_once_has_no_count_of_resends(pair: Pair) -> None:
@@ -160,7 +173,7 @@ async def test_a_redirect_into_the_void_tells_what_came_last(pair: Pair) -> None
     redirect_to(pair, lambda: f"http://localhost:{port}/")
     await call_once(pair, call)
     assert await outcome_of(pair) == ("302", "ClientConnectorError")
-    assert pair.sample(f"{PHASES}_count", phase="connect", server_address="localhost") == 1
+    assert pair.sample(f"{PHASES}_count", phase="connect", server_address="_other") == 1
 
 
 async def test_redirects_without_end_have_the_status_of_the_last(pair: Pair) -> None:

@@ -196,8 +196,8 @@ class Instruments:
             self.settle_calls()
 
     @_guarded
-    def client_phase(self, host: str, phase: str, seconds: float) -> None:
-        self._calls.add_phase((host, phase), seconds)
+    def client_phase(self, host: str, phase: str, seconds: float, *, redirected: bool) -> None:
+        self._calls.add_phase((host, phase, redirected), seconds)
         if self._calls.are_many:
             self.settle_calls()
 

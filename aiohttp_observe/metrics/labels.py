@@ -10,18 +10,19 @@ __all__ = ["Bounded", "bounded_status", "label"]
 class Bounded:
     """Lets the first ``limit`` different values through; every later one becomes ``_other``.
 
-    One that isn't valid Unicode would cost the scraper the whole page.
+    So does one that is new and not to be admitted.  One that isn't valid Unicode would cost the
+    scraper the whole page.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: dict[str, str] = {}
 
-    def __call__(self, value: str) -> str:
+    def __call__(self, value: str, *, admit: bool = True) -> str:
         known = self._known.get(value)
         if known is not None:
             return known
-        if len(self._known) >= self._limit:
+        if not admit or len(self._known) >= self._limit:
             return OTHER
         return self._known.setdefault(value, valid(title(value)))
 

@@ -23,8 +23,8 @@ _MOST_WAITING = 64
 
 Outcome = tuple[str, str, "int | None", "int | None", "str | None"]
 """Method, host, port, status and error."""
-Phase = tuple[str, str]
-"""Host and phase."""
+Phase = tuple[str, str, bool]
+"""Host, phase, and whether it was an answer that sent the call to this host."""
 
 _seconds = itemgetter(0)
 
@@ -97,8 +97,9 @@ class ClientCalls:
         self._series_of(outcome).observe(*zip(*alike, strict=True))
 
     def _observe_phases(self, phase: Phase, durations: list[float]) -> None:
-        host, name = phase
-        observing_all(self._phase_duration.labels(self._bounded_host(host), name))(durations)
+        host, name, redirected = phase
+        bounded = self._bounded_host(host, admit=not redirected)
+        observing_all(self._phase_duration.labels(bounded, name))(durations)
 
     def _series_of(self, outcome: Outcome) -> Timed:
         method, host, port, status, error_type = outcome
