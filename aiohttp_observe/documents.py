@@ -11,6 +11,7 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
+from .aside import aside
 from .bundles import Bundles
 from .exchange import Exchange
 from .flightrecorder import FlightRecorder
@@ -196,7 +197,7 @@ class Documents:
         return self._history.points()
 
     async def profile(self, seconds: float) -> str:
-        return await asyncio.get_running_loop().run_in_executor(None, partial(profile, self._thread, seconds))
+        return await aside(partial(profile, self._thread, seconds))
 
     async def matching(self, **filters: Any) -> list[asyncio.Task[Any]]:
         snapshot = await self._snapshot(limit=_MOST_TASKS, frames=1, **filters)

@@ -101,7 +101,6 @@ def _serve_default_registry(app: web.Application) -> None:
 
     page = MetricsPage(REGISTRY, None)
     app.router.add_get("/metrics", page.get)
-    app.on_cleanup.append(page.close)
 
 
 def main(server: str, series: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
+    {"aside", "bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
     {"websockets"},
     {"ending", "flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
@@ -27,7 +27,7 @@ FLOORS = (
 
 LIBRARIES = {
     "aiohttp": set().union(*FLOORS)
-    - {"bundles", "exchange", "flood", "forks", "options", "profile", "redaction", "tasks"},
+    - {"aside", "bundles", "exchange", "flood", "forks", "options", "profile", "redaction", "tasks"},
     "prometheus_async": {"metrics"},
     "prometheus_client": {"metrics"},
     "multidict": {"middleware", "tracing"},

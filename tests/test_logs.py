@@ -37,7 +37,7 @@ from aiohttp_observe import (
     spawn,
 )
 from aiohttp_observe.logs.writer import Writer
-from tests.service import ROOT, Service, Witness, run_python, serving
+from tests.service import PATIENCE, ROOT, Service, Witness, run_python, serving
 
 shop = logging.getLogger("shop")
 Line = dict[str, Any]
@@ -855,6 +855,14 @@ async def test_a_line_that_cannot_be_rendered_costs_no_other() -> None:
     await writer.close(5)
     assert output.getvalue() == "one\ntwo\nthree\n"
     assert dropped == [1]
+
+
+async def test_nobody_waits_for_a_writer_that_has_ended() -> None:
+    """As the interpreter would at its exit, where the application is still there."""
+    writer = Writer(io.StringIO(), lambda lines: [b"x\n"], 1000, lambda count: None)
+    writer.put(["x"])
+    await writer.close(5)
+    assert await asyncio.wait_for(asyncio.to_thread(writer.flush, 3600), PATIENCE)
 
 
 async def test_more_lines_than_are_written_at_once_keep_their_order() -> None:

@@ -101,7 +101,6 @@ def filled(request: pytest.FixtureRequest) -> CollectorRegistry:
 async def scraped(registry: CollectorRegistry, accept: str) -> Answer:
     app, page = web.Application(), MetricsPage(registry, None)
     app.router.add_get("/metrics", page.get)
-    app.on_cleanup.append(page.close)
     async with serving(app) as service:
         return await service.get("/metrics", headers={"Accept": accept})
 
@@ -230,7 +229,6 @@ async def scraped_at_once(registry: CollectorRegistry, formats: Sequence[str]) -
 
     registry.register(held)
     app.router.add_get("/metrics", get)
-    app.on_cleanup.append(page.close)
     async with serving(app) as service:
         asked = [service.get("/metrics", headers={"Accept": accept}) for accept in formats]
         scraping = asyncio.gather(*asked)
@@ -258,7 +256,6 @@ async def test_the_page_keeps_nothing_that_it_has_served(accept: str, registry: 
     every_kind(registry)
     app, page = web.Application(), MetricsPage(registry, None)
     app.router.add_get("/metrics", page.get)
-    app.on_cleanup.append(page.close)
     async with serving(app) as service:
         assert (await service.get("/metrics", headers={"Accept": accept})).status == 200
         await until(lambda: not any(map(holds_a_page, gc.get_objects())), "the encoded page to be let go")

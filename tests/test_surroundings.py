@@ -14,16 +14,21 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import (
     OBSERVABILITY,
+    Admin,
     Exchange,
     Logs,
     LoopWatch,
@@ -401,3 +406,30 @@ def test_an_end_without_a_clean_up_writes_what_was_logged() -> None:
     assert done.returncode == 3, done.stderr
     assert done.stdout.count('"aiohttp_observe.access"') == 50
     assert os.linesep * 2 not in done.stdout
+
+
+# A default executor full of calls that are stuck
+
+
+async def test_the_end_waits_for_no_stuck_call_of_the_service(registry: CollectorRegistry) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    stuck, released = threading.Event(), threading.Event()
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
+
+    async def handler(request: web.Request) -> web.Response:
+        asyncio.get_running_loop().run_in_executor(None, work)
+        return web.Response()
+
+    def work() -> None:
+        stuck.wait(3 * PATIENCE)
+        released.set()
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    try:
+        pillars = {"admin": Admin(port=0), "tracing": Tracing(provider=provider)}
+        async with observed(registry, handler, **pillars) as (service, _):
+            await service.get("/")
+        assert not released.is_set()
+    finally:
+        stuck.set()
+    assert [span.name for span in exporter.get_finished_spans()] == ["GET /"]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
+from weakref import ref
 
 import aiohttp
 import pytest
@@ -18,7 +23,7 @@ from opentelemetry import baggage, trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor, create_aiohttp_middleware
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
@@ -696,3 +701,71 @@ async def test_a_sampler_that_looks_at_attributes_is_given_them() -> None:
     spans = Spans(sampler=DropsHealthChecks(ALWAYS_ON))
     exchange = await exchange_of(spans)
     assert (exchange.sampled, spans.all) == (False, ())
+
+
+# Threads of the service, and what is kept
+
+
+async def test_a_thread_that_touches_the_span_as_its_request_ends_costs_it_nothing(spans: Spans) -> None:
+    raised: list[Exception] = []
+    threads: list[threading.Thread] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        span = trace.get_current_span()
+
+        def touch(after: int = len(threads) % 60) -> None:
+            for _ in range(after):
+                perf_counter()
+            try:
+                span.set_attribute("progress", 1)
+            except Exception as exc:
+                raised.append(exc)
+
+        threads.append(threading.Thread(target=touch))
+        threads[-1].start()
+        return web.Response()
+
+    with switching_every(1e-6):
+        async with traced(spans, handler) as (service, witness):
+            for _ in range(1500):
+                await service.get("/")
+                await witness.next()
+            for thread in threads:
+                thread.join()
+    assert not raised
+    assert [attributes(span).get("http.response.status_code") for span in spans.all] == [200] * 1500
+
+
+@contextmanager
+def switching_every(seconds: float) -> Iterator[None]:
+    """Have threads take turns that often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    yield
+    sys.setswitchinterval(before)
+
+
+async def test_the_memory_of_requests_keeps_no_span() -> None:
+    made: list[ref[trace.Span]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        span = trace.get_current_span()
+        span.set_attribute("body", "x" * 200_000)
+        made.append(ref(span))
+        return web.Response()
+
+    app, witness = web.Application(), Witness()
+    app.router.add_get("/", handler)
+    setup_observability(
+        app,
+        metrics=Metrics(registry=CollectorRegistry()),
+        logs=None,
+        tracing=Tracing(provider=TracerProvider()),
+        observers=[witness],
+    )
+    async with serving(app) as service:
+        answer = await service.get("/")
+        exchange = await witness.next()
+        await until(lambda: gc.collect() >= 0 and made[0]() is None, "the span to go")
+        document = json.loads((await service.get(f"/_tasks/requests/{answer.request_id}")).text)
+    assert (document["trace_id"], document["span_id"]) == (exchange.trace_id, exchange.span_id)

@@ -11,8 +11,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 from aiohttp import web
+
+from ..aside import aside
 
 __all__ = ["OwnServer"]
 
@@ -46,7 +49,7 @@ class OwnServer:
         if self._loop is not None:
             with suppress(RuntimeError):  # its loop is closed: it has ended by itself
                 self._loop.call_soon_threadsafe(self._stopping.set)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _STOP_SECONDS)
+        await aside(partial(self._thread.join, _STOP_SECONDS))
 
     def _run(self) -> None:
         asyncio.run(self._serve())

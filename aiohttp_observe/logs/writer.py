@@ -87,8 +87,8 @@ class Writer:
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was put in is written, ``timeout`` seconds at most."""
-        if self._thread is None:
-            return True
+        if not self._is_writing():
+            return not self._waiting.qsize()
         mark = Lock()
         mark.acquire()
         self._waiting.put(mark)

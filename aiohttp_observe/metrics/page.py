@@ -6,7 +6,6 @@ import asyncio
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from aiohttp import web
@@ -15,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ..aside import aside
 from .pieces import InPieces
 
 __all__ = ["Gate", "MetricsPage"]
@@ -38,16 +38,11 @@ _Encode = Callable[[Collector], bytes]
 
 
 class MetricsPage:
-    """Serves a registry in the format the scraper asks for, encoded off the loop.
-
-    A thread of its own, so that a default executor full of the service's work, the very
-    moment one wants to look, doesn't hide the metrics.
-    """
+    """Serves a registry in the format the scraper asks for, encoded off the loop."""
 
     def __init__(self, registry: CollectorRegistry, gate: Gate | None) -> None:
         self._registry = registry
         self._gate = gate
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiohttp-observe-metrics")
         self._at_work: dict[str, asyncio.Future[bytes]] = {}
 
     async def get(self, request: web.Request) -> web.Response:
@@ -71,9 +66,7 @@ class MetricsPage:
         """The one at work, if there is: a crowd of scrapers, gone ones included, costs no more than one."""
         at_work = self._at_work.get(content_type)
         if at_work is None or at_work.done():
-            loop = asyncio.get_running_loop()
-            at_work = loop.run_in_executor(self._thread, lambda: encode(InPieces(self._scraped())))
-            self._at_work[content_type] = at_work
+            at_work = self._at_work[content_type] = aside(lambda: encode(InPieces(self._scraped())))
             at_work.add_done_callback(functools.partial(self._forget, content_type))
         return at_work
 
@@ -87,9 +80,6 @@ class MetricsPage:
         merged = CollectorRegistry()
         MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
         return merged
-
-    async def close(self, app: web.Application) -> None:
-        self._thread.shutdown(wait=False)
 
 
 def _lacks_files() -> bool:

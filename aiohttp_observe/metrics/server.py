@@ -79,7 +79,6 @@ class ServerMetrics:
         if options.path is not None:
             page = MetricsPage(self._registry, gate if options.require_token else None)
             app.router.add_get(options.path, page.get)
-            app.on_cleanup.append(page.close)
 
     def settle(self, ended: Ended) -> None:
         """Observe the requests, and outbound calls, that have ended since the last time."""

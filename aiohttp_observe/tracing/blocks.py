@@ -29,7 +29,7 @@ def mark_victims(victims: Iterable[Exchange], seconds: float, culprit: str | Non
     event = Event(_NAME, attributes, time_ns())  # one for all: there may be a thousand
     for exchange in victims:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
-        if span is not None:
+        if span is not None and exchange.duration is None:
             span.note(event)
 
 

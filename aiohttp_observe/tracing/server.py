@@ -26,6 +26,7 @@ from opentelemetry.util.http import (
     normalise_response_header_name,
 )
 
+from ..aside import aside
 from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
@@ -95,10 +96,10 @@ class ServerTracer:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
         provider = self.provider
         if self._own is not None and not self._set_global:
-            await asyncio.wait([_in_thread(self._own.shutdown)])
+            await asyncio.wait([aside(self._own.shutdown)])
         elif isinstance(provider, TracerProvider):
             flush = partial(provider.force_flush, int(_FLUSH_SECONDS * 1000))
-            await asyncio.wait([_in_thread(flush)], timeout=_FLUSH_SECONDS)
+            await asyncio.wait([aside(flush)], timeout=_FLUSH_SECONDS)
 
     # Hooks of a request
 
@@ -128,7 +129,7 @@ class ServerTracer:
     def finished(self, exchange: Exchange) -> None:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
         if span is not None:
-            span.finish(exchange)
+            exchange.span = span.finish(exchange)
 
     def _carry(self, span: RequestSpan | None) -> None:
         """Show the chosen baggage on the log lines and spans of this request."""
@@ -241,7 +242,3 @@ def _current_context() -> SpanContext | None:
         return None
     ids = span.get_span_context()
     return ids if ids.is_valid else None
-
-
-def _in_thread(blocking: Callable[[], object]) -> asyncio.Future[object]:
-    return asyncio.get_running_loop().run_in_executor(None, blocking)

@@ -11,7 +11,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, Tracer
 from opentelemetry.trace import Span, SpanContext, SpanKind
 
-from ..exchange import Exchange
+from ..exchange import Exchange, SpanIds
 from .facts import Facts, attributes_of, is_our_error, name_of, outcome_of
 from .span import (
     NOTHING,
@@ -51,8 +51,18 @@ class RequestSpan(Protocol):
     def note(self, event: Event) -> None:
         """Add an event that may be shared by many spans; on the loop."""
 
-    def finish(self, exchange: Exchange) -> None:
-        """End it with the outcome of its request."""
+    def finish(self, exchange: Exchange) -> SpanIds:
+        """End it with the outcome of its request; returns what may be kept of it."""
+
+
+class _Ids:
+    """What is kept of a span that has ended, which may hold much that the service has put there."""
+
+    __slots__ = ("span_id", "trace_id")
+
+    def __init__(self, trace_id: int, span_id: int) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
 
 
 Starter = Callable[[Context, Exchange, web.BaseRequest], "RequestSpan | None"]
@@ -102,8 +112,8 @@ class Borrowed:
         if self.borrowed.is_recording():
             self.borrowed.add_event(event.name, event.attributes, event.timestamp)
 
-    def finish(self, exchange: Exchange) -> None:
-        pass
+    def finish(self, exchange: Exchange) -> SpanIds:
+        return _Ids(self.trace_id, self.span_id)
 
 
 class _Owned(Borrowed):
@@ -112,8 +122,9 @@ class _Owned(Borrowed):
     def record_exception(self, exception: Exception) -> None:
         record(self.borrowed, exception)
 
-    def finish(self, exchange: Exchange) -> None:
+    def finish(self, exchange: Exchange) -> SpanIds:
         conclude(self.borrowed, outcome_of(exchange), is_our_error(exchange))
+        return super().finish(exchange)
 
 
 class _LightStarter(LightTracer):
@@ -149,20 +160,24 @@ class ServerSpan(LightSpan):
     borrowed = None
 
     def _tell_name(self) -> str:
-        if self._of is not None:
-            exchange, _ = self._of
+        of = self._of
+        if of is not None:
+            exchange, _ = of
             return name_of(exchange.method, exchange.route)
         return name_of(self._facts[0], self._facts[6])
 
     def _tell_attributes(self) -> dict[str, Any]:
-        return attributes_of(self._facts if self._of is None else self._home.facts(*self._of))
+        of = self._of
+        return attributes_of(self._facts if of is None else self._home.facts(*of))
 
     def _tell_outcome(self, of: Exchange) -> dict[str, Any]:
         return outcome_of(of)
 
-    def finish(self, exchange: Exchange) -> None:
+    def finish(self, exchange: Exchange) -> SpanIds:
         """Set the outcome and end, without becoming a full span for it."""
-        if self._of is not None:
-            of, self._of = self._of, None  # lets go of the request, and breaks the cycle with the exchange
-            self._facts = self._home.facts(*of)
+        of = self._of
+        if of is not None:
+            self._facts = self._home.facts(*of)  # first: another thread may read of either
+            self._of = None  # lets go of the request, and breaks the cycle with the exchange
         self._conclude(exchange, exchange.duration or 0.0, is_our_error(exchange))
+        return _Ids(self.trace_id, self.span_id)

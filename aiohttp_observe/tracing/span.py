@@ -228,8 +228,8 @@ class DroppedSpan(NonRecordingSpan):
     def note(self, event: Event) -> None:
         pass
 
-    def finish(self, of: object) -> None:
-        pass
+    def finish(self, of: object) -> DroppedSpan:
+        return self
 
 
 class LightSpan(SdkSpan):
@@ -374,27 +374,31 @@ class LightSpan(SdkSpan):
 
     def note(self, event: Event) -> None:
         """Add an event, without becoming a full span for the first few."""
-        if self._end_time is not None:
-            pass
-        elif self._made_lock is None and len(self._events) < _MOST_NOTED:
-            self._events = (*self._events, event)
-        else:
-            self.add_event(event.name, event.attributes, event.timestamp)
+        with _becoming_full:
+            if self._end_time is not None:
+                return
+            if self._made_lock is None and len(self._events) < _MOST_NOTED:
+                self._events = (*self._events, event)
+                return
+        self.add_event(event.name, event.attributes, event.timestamp)
 
     def _conclude(self, of: Any, seconds: float, failed: bool) -> None:
         """End with the outcome of ``of``, without becoming a full span for it."""
         end_time = self._start_time + int(seconds * 1e9)
-        if self._end_time is not None:  # the service has ended it
-            pass
-        elif self._made_lock is not None:
-            conclude(self, self._tell_outcome(of), failed, end_time)
-        else:
-            if self._made_attributes is not None:
-                self._made_attributes.update(self._tell_outcome(of))
-            if failed:
-                self._status = _ERROR
-            self._end_time = end_time
+        with _becoming_full:
+            if self._end_time is not None:  # the service has ended it
+                return
+            is_light = self._made_lock is None
+            if is_light:
+                if self._made_attributes is not None:
+                    self._made_attributes.update(self._tell_outcome(of))
+                if failed:
+                    self._status = _ERROR
+                self._end_time = end_time
+        if is_light:
             self._home.processors.end(self)
+        else:
+            conclude(self, self._tell_outcome(of), failed, end_time)
 
 
 def started(

@@ -1,0 +1,34 @@
+"""A blocking call beside the loop, in a thread of its own.
+
+The loop's default executor may be full of the service's calls, just when the service ends or
+somebody looks why it is stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+__all__ = ["aside"]
+
+T = TypeVar("T")
+
+
+def aside(call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run ``call`` there; one that never returns doesn't keep the process from ending."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # who gives up waiting doesn't cancel it
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as exc:
+            done.set_exception(exc)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name="aiohttp-observe-aside", daemon=True).start()
+    return asyncio.wrap_future(done)
