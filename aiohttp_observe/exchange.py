@@ -7,7 +7,6 @@ that runs in its requests) and the `Meter` (the numbers the other pillars report
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -47,8 +46,10 @@ __all__ = [
 T = TypeVar("T")
 
 RANDOM = Random()
-"""What ids are drawn from: the service may seed the common one, and clients see what this one draws."""
-os.register_at_fork(after_in_child=RANDOM.seed)  # as `random` does with its own
+"""What ids are drawn from: the service may seed the common one, and clients see what this one draws.
+
+Who is about to draw from it seeds it anew, and in forked children again, as `random` does with its own.
+"""
 
 METHODS = {
     name: name

@@ -118,7 +118,8 @@ class Recorder:
         heed_forks(self)
 
     def begin_anew(self) -> None:
-        """In a forked child: what is unsettled, and whoever held the lock, are the parent's."""
+        """In a forked child: what is unsettled, the lock's owner and the ids to come are the parent's."""
+        RANDOM.seed()
         self.unsettled: deque[Exchange] = deque()
         self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
 

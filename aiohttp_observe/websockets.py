@@ -20,13 +20,12 @@ _MESSAGES = (WSMsgType.TEXT, WSMsgType.BINARY)
 _NO_STATUS = 1005
 _NO_CLOSE_FRAME = 1006
 """RFC 6455, 7.1.5; a handler that is cancelled, or raises, leaves its socket without a code."""
-_SENDING = ("send_str", "send_bytes", "send_frame")
 
 Send = Callable[..., Awaitable[None]]
 
 
 def count_messages(socket: web.WebSocketResponse) -> Websocket:
-    """Count what ``socket`` receives and sends from now on; aiohttp's own pings and pongs are no messages."""
+    """Count what ``socket`` receives and sends from now on; pings and pongs are no messages."""
     counts = Websocket()
     receive, close = socket.receive, socket.close
 
@@ -44,8 +43,8 @@ def count_messages(socket: web.WebSocketResponse) -> Websocket:
         return await close(*args, **options)
 
     socket.receive, socket.close = counted, closed  # type: ignore[method-assign]
-    for name in _SENDING:
-        setattr(socket, name, _counted(getattr(socket, name), counts))
+    for name, counting in _SENDING.items():
+        setattr(socket, name, counting(getattr(socket, name), counts))
     return counts
 
 
@@ -69,3 +68,21 @@ def _counted(send: Send, counts: Websocket) -> Send:
         counts.sent += 1
 
     return counted
+
+
+def _frames_counted(send: Send, counts: Websocket) -> Send:
+    """Those that begin a message."""
+
+    @wraps(send)
+    async def counted(message: bytes, opcode: WSMsgType, *args: Any, **options: Any) -> None:
+        await send(message, opcode, *args, **options)
+        counts.sent += opcode in _MESSAGES
+
+    return counted
+
+
+_SENDING: dict[str, Callable[[Send, Websocket], Send]] = {
+    "send_str": _counted,
+    "send_bytes": _counted,
+    "send_frame": _frames_counted,
+}

@@ -9,6 +9,8 @@ import inspect
 import io
 import json
 import logging
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -17,7 +19,8 @@ import httpx
 import pytest
 from aiohttp import web
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
@@ -199,6 +202,36 @@ async def test_an_exception_is_recorded_and_passes_through(spans: Spans, registr
     assert [event.name for event in span.events] == ["exception"]
     assert spans.named("GET /").status.status_code is StatusCode.UNSET
     assert counted(registry) == {("price", "error"): 1}
+
+
+class Failing(SpanProcessor):
+    def __init__(self, when: str) -> None:
+        self._when = when
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self._when == "on_start" and span.name == "price":
+            raise ZeroDivisionError
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self._when == "on_end" and span.name == "price":
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("when", ["on_start", "on_end"])
+async def test_a_span_processor_that_fails_costs_neither_work_nor_metric(
+    when: str, spans: Spans, registry: CollectorRegistry
+) -> None:
+    async def work() -> None:
+        with operation("price"):
+            pass
+        with pytest.raises(KeyError, match="lamp"), operation("price"):
+            raise KeyError("lamp")
+
+    spans.provider.add_span_processor(Failing(when))
+    await perform(spans, work, registry)
+    assert counted(registry) == {("price", "ok"): 1, ("price", "error"): 1}
+    labels = {"observer": "operation"}
+    assert registry.get_sample_value("aiohttp_observe_internal_errors_total", labels) == 2
 
 
 async def test_a_cancellation_passes_through_and_is_no_error(
@@ -408,6 +441,23 @@ async def test_by_default_its_spans_start_traces_linked_to_the_request(spans: Sp
     assert len({ids(span).trace_id for span in (server, work, more)}) == 3
     assert (work.parent, more.parent) == (None, None)
     assert links(work) == links(more) == [ids(server).span_id]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before Python 3.12")
+async def test_an_eager_task_is_timed_from_its_begin(spans: Spans) -> None:
+    async def busy() -> None:
+        time.sleep(0.05)  # noqa: ASYNC251 - its first stretch is what matters
+
+    async def work() -> None:
+        spawn(busy(), name="busy")
+
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+    stream = io.StringIO()
+    async with performing(spans, work, stream=stream):
+        pass
+    (line,) = (line for line in map(json.loads, stream.getvalue().splitlines()) if line.get("task") == "busy")
+    assert line["message"] == "background task busy ended"
+    assert line["duration_ms"] >= 50
 
 
 async def test_as_a_child_it_stays_in_the_requests_trace(spans: Spans) -> None:

@@ -563,18 +563,6 @@ async def test_a_calls_exemplar_is_its_own_span(pair: Pair) -> None:
     assert f'trace_id="{ids(span).trace_id:032x}"' in line
 
 
-async def test_a_call_has_no_exemplar_where_none_are_wanted(registry: CollectorRegistry) -> None:
-    pair, app = Pair(CollectorRegistry(), Spans()), web.Application()
-    tracing = Tracing(provider=pair.spans.provider)
-    setup_observability(app, metrics=Metrics(registry=registry, exemplars=False), tracing=tracing, logs=None)
-    async with serving(pair.back) as back, serving(app):
-        pair.target = back.url("")
-        await fetch(pair, app[CLIENT_SESSION])
-    exposition = generate_latest(registry).decode()  # type: ignore[no-untyped-call]
-    assert f"{DURATION}_count{{" in exposition
-    assert "trace_id" not in exposition
-
-
 async def test_hosts_beyond_the_limit_are_one(registry: CollectorRegistry) -> None:
     ports = [free_port() for _ in range(2)]
     app = web.Application()

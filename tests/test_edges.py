@@ -707,6 +707,8 @@ async def test_a_websocket_tells_its_messages_and_is_left_as_it_was() -> None:
         assert await ws.receive_json() == ["hello"]
         assert await ws.receive_bytes() == b"bytes"
         await ws.ping()
+        for opcode in (WSMsgType.PING, WSMsgType.PONG, WSMsgType.TEXT):
+            await ws.send_frame(b"", opcode)
         for _ in range(3):
             await ws.send_bytes(b"bytes")
         with pytest.raises(TypeError):
@@ -721,10 +723,10 @@ async def test_a_websocket_tells_its_messages_and_is_left_as_it_was() -> None:
             async with service.session.ws_connect(service.url("/")) as ws:
                 await ws.send_json(["hello"])
                 await ws.send_bytes(b"bytes")
-                assert len([message async for message in ws]) == 4
+                assert len([message async for message in ws]) == 5
             exchange = await agree(app, told, ("/", "101", ""))
             assert exchange.websocket is not None
-            assert (exchange.websocket.received, exchange.websocket.sent) == (2, 4)
+            assert (exchange.websocket.received, exchange.websocket.sent) == (2, 5)
         assert [ref() for ref in sockets] == [None]
     finally:
         gc.enable()

@@ -172,9 +172,12 @@ def surroundings():
         "environment": dict(os.environ),
         "scraped": sorted(metric.name for metric in prometheus_client.REGISTRY.collect()),
         "tracer provider": repr(opentelemetry.trace._TRACER_PROVIDER),
+        "fork hooks": len(forks),
         "switches": [sys.getswitchinterval(), gc.get_threshold(), gc.get_freeze_count()],
     }
 
+forks, register_at_fork = [], os.register_at_fork
+os.register_at_fork = lambda **hooks: forks.append(hooks) or register_at_fork(**hooks)
 before = surroundings()
 import aiohttp_observe
 after = surroundings()

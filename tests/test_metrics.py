@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -32,7 +35,7 @@ from aiohttp_observe import (
     spawn,
     timeit,
 )
-from tests.service import Answer, Service, Witness, serving, until
+from tests.service import Answer, Service, Witness, run_python, serving, until
 
 DURATION = "http_server_request_duration_seconds"
 OPERATION = "async_operation_duration_seconds"
@@ -414,13 +417,6 @@ async def test_a_request_that_was_not_sampled_leaves_no_exemplar(
         assert exemplars(await service.get("/metrics", headers=OPENMETRICS)) == []
 
 
-async def test_exemplars_can_be_left_out(registry: CollectorRegistry, witness: Witness) -> None:
-    async with serving(application(registry, witness, exemplars=False)) as service:
-        await service.get("/hello")
-        await witness.next()
-        assert exemplars(await service.get("/metrics", headers=OPENMETRICS)) == []
-
-
 async def test_the_services_own_metrics_are_on_the_page(registry: CollectorRegistry) -> None:
     Counter("orders", "Orders taken", registry=registry).inc(3)
     async with serving(application(registry)) as service:
@@ -680,6 +676,87 @@ async def test_outside_of_applications_the_process_is_measured() -> None:
     await work()
     labels = {"operation": "outside of applications", "outcome": "ok"}
     assert REGISTRY.get_sample_value(f"{OPERATION}_count", labels) == 1
+
+
+TIMED_BEFORE = """
+import asyncio
+from aiohttp import web
+from prometheus_client import REGISTRY
+from aiohttp_observe import Metrics, setup_observability, timeit
+
+@timeit
+async def work(): pass
+
+asyncio.run(work())
+setup_observability(web.Application(), metrics=Metrics(max_names=1), logs=None)
+for name in ("first", "second"):
+    asyncio.run(timeit(name=name)(work.__wrapped__)())
+print(*sorted(
+    sample.labels["operation"]
+    for family in REGISTRY.collect()
+    for sample in family.samples
+    if sample.name == "async_operation_duration_seconds_count"
+))
+"""
+
+
+def test_what_is_timed_before_an_application_is_there_sets_no_limits() -> None:
+    done = run_python(TIMED_BEFORE)
+    assert (done.stdout, done.stderr) == ("_other work\n", "")
+
+
+NO_ROOM = """
+import asyncio, logging, resource, signal
+from aiohttp import ClientSession, web
+from aiohttp_observe import setup_observability
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+logging.disable(logging.CRITICAL)
+
+async def main():
+    async def answer(request):
+        return web.Response()
+
+    app = web.Application()
+    for path in ("/old", *(f"/new{number}" for number in range(300))):
+        app.router.add_get(path, answer)
+    setup_observability(app, logs=None, tracing=None, admin=None)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+        async def get(path):
+            async with session.get(path) as response:
+                await response.read()
+
+        await get("/old")
+        await asyncio.sleep(0.1)
+        # The files have a megabyte each.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        for number in range(300):
+            await get(f"/new{number}")
+            await get("/old")
+    await runner.cleanup()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of files on Windows")
+def test_a_series_that_cannot_be_written_costs_no_other(tmp_path: Path) -> None:
+    done = run_python(NO_ROOM, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("", "")
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    counts = {
+        sample.labels["http_route"]: sample.value for sample in samples if sample.name == f"{DURATION}_count"
+    }
+    assert counts.pop("/old") == 301
+    assert 0 < len(counts) < 300
+    (failures,) = (each for each in samples if each.name == "aiohttp_observe_internal_errors_total")
+    assert failures.labels == {"observer": "metrics"}
+    assert failures.value > 0
 
 
 def test_a_timed_function_looks_like_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal, TypeVar, overload
 
@@ -84,11 +85,10 @@ def spawn(
     name = name or name_of(coro)
     supervision = None if restart is None else Supervision(coro, name, restart, backoff, scope)
     work = coro if supervision is None else named(supervision.run(), coro)
-    context = detached(scope, trace)
-    task: asyncio.Task[Any] = context.run(loop.create_task, work)
-    task.set_name(name)
+    context, ending = detached(scope, trace), _Ending(scope, supervision)  # an eager task begins at once
+    task: asyncio.Task[Any] = context.run(partial(loop.create_task, work, name=name))
     scope.background.add(task)
-    task.add_done_callback(_Ending(scope, supervision), context=context)
+    task.add_done_callback(ending, context=context)
     return task
 
 

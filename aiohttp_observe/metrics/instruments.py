@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter as Counted
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from ..exchange import Exchange, SpanIds
 from ..forks import heed_forks
-from .labels import Bounded
+from .labels import MOST_NAMES, MOST_ROUTES, Bounded
 from .outbound import ClientCalls
 from .scraped import AtScrape
 from .tally import DURATION_BUCKETS
@@ -47,10 +47,8 @@ def _guarded(method: Method) -> Method:
     def guarded(self: Instruments, *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
-        except Exception:
-            if not self.failed:
-                logger.exception("metrics can't be written; this is told once")
-            self.failed += 1
+        except Exception as exc:
+            self.note_failure(exc)
 
     return cast(Method, guarded)
 
@@ -62,19 +60,20 @@ class Instruments:
     bounded, so their number is too.
     """
 
-    def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
-        self.bounded_route = Bounded(limits.max_routes)
-        self.bounded_error = Bounded(limits.max_names)
-        self._bounded_operation = Bounded(limits.max_names)
-        self._bounded_task = Bounded(limits.max_names)
-        self.failed = 0
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.bounded_route = Bounded(MOST_ROUTES)
+        self.bounded_error = Bounded(MOST_NAMES)
+        self._bounded_operation = Bounded(MOST_NAMES)
+        self._bounded_task = Bounded(MOST_NAMES)
+        self._is_limited = False
+        self._failed = False
         self.in_flight: list[InFlight] = []
         self._methods: set[str] = set()
         self.at_scrape = AtScrape()
         self.at_scrape.before.append(self.count_active)
         registry.register(self.at_scrape)  # first, so that all below is up to date when read
         self._add_server(registry)
-        self._calls = ClientCalls(registry, limits)
+        self._calls = ClientCalls(registry)
         heed_forks(self)
         self._add_asyncio(registry)
         self._internal_errors = Counter(
@@ -160,6 +159,16 @@ class Instruments:
             registry=registry,
         )
 
+    def limit(self, limits: Metrics) -> None:
+        """How many labels of a kind there may be: those of the first application hold."""
+        if self._is_limited:
+            return
+        self._is_limited = True
+        self.bounded_route.limit = limits.max_routes
+        for names in (self.bounded_error, self._bounded_operation, self._bounded_task):
+            names.limit = limits.max_names
+        self._calls.limit(limits)
+
     @_guarded
     def count_active(self) -> None:
         """Set the gauge of requests being served, which costs less than to move it with each."""
@@ -209,11 +218,22 @@ class Instruments:
     def settle_calls(self) -> None:
         """Observe the outbound calls that have ended since the last time."""
         for observe in self._calls.settling():
-            self._attempt(observe)
+            self.attempt(observe)
 
     @_guarded
-    def _attempt(self, observe: Callable[[], None]) -> None:
-        observe()  # one series' file can't be written: the others' can
+    def attempt(self, observe: Callable[[], None]) -> None:
+        """Have one series written, whose file may be full: the others' aren't."""
+        observe()
+
+    def note_failure(self, exc: Exception) -> None:
+        """Count it, if that can be written, and log the first."""
+        if not self._failed:
+            self._failed = True
+            logger.error(
+                "metrics can't be written; this is told once, and counted if it can be", exc_info=exc
+            )
+        with suppress(Exception):
+            self._internal_errors.labels("metrics").inc()
 
     @_guarded
     def task_outcome(self, name: str, outcome: str) -> None:
@@ -249,13 +269,13 @@ _instruments: WeakKeyDictionary[CollectorRegistry, Instruments] = WeakKeyDiction
 _instruments_lock = threading.Lock()
 
 
-def instruments_of(registry: CollectorRegistry, limits: Metrics) -> Instruments:
+def instruments_of(registry: CollectorRegistry) -> Instruments:
     """The instruments of ``registry``, made once: applications may share a registry."""
     with _instruments_lock:
         instruments = _instruments.get(registry)
         if instruments is None:
             with _all_or_none(registry) as registering:
-                instruments = Instruments(registering, limits)
+                instruments = Instruments(registering)
             _instruments[registry] = instruments
         return instruments
 

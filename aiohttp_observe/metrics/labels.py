@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from ..exchange import OTHER, title, valid
 
-__all__ = ["Bounded", "bounded_status", "label"]
+__all__ = ["MOST_HOSTS", "MOST_NAMES", "MOST_ROUTES", "Bounded", "bounded_status", "label"]
+
+# Until an application says otherwise.
+MOST_ROUTES = 500
+MOST_HOSTS = 100
+MOST_NAMES = 200
 
 
 class Bounded:
@@ -15,14 +20,14 @@ class Bounded:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._known: dict[str, str] = {}
 
     def __call__(self, value: str, *, admit: bool = True) -> str:
         known = self._known.get(value)
         if known is not None:
             return known
-        if not admit or len(self._known) >= self._limit:
+        if not admit or len(self._known) >= self.limit:
             return OTHER
         return self._known.setdefault(value, valid(title(value)))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Histogram
 
 from ..exchange import OTHER, SpanIds, taken
-from .labels import Bounded, bounded_status, label
+from .labels import MOST_HOSTS, MOST_NAMES, Bounded, bounded_status, label
 from .tally import DURATION_BUCKETS, Timed, observing_all
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ _seconds = itemgetter(0)
 class ClientCalls:
     """Takes calls down from any thread, and observes them when told to."""
 
-    def __init__(self, registry: CollectorRegistry, limits: Metrics) -> None:
-        self._exemplars = limits.exemplars
-        self._bounded_host = Bounded(limits.max_hosts)
-        self._bounded_port = Bounded(limits.max_hosts)
-        self._bounded_error = Bounded(limits.max_names)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._bounded_host = Bounded(MOST_HOSTS)
+        self._bounded_port = Bounded(MOST_HOSTS)
+        self._bounded_error = Bounded(MOST_NAMES)
         self._ended: deque[tuple[Outcome, float, SpanIds | None]] = deque()
         self._phases: deque[tuple[Phase, float]] = deque()
         self._series: dict[tuple[object, ...], Timed] = {}
@@ -61,9 +60,14 @@ class ClientCalls:
             registry=registry,
         )
 
+    def limit(self, limits: Metrics) -> None:
+        """How many labels of a kind there may be."""
+        self._bounded_host.limit = self._bounded_port.limit = limits.max_hosts
+        self._bounded_error.limit = limits.max_names
+
     def add(self, outcome: Outcome, seconds: float, span: SpanIds | None) -> None:
         """A call has ended; ``span`` may be its exemplar."""
-        self._ended.append((outcome, seconds, span if self._exemplars else None))
+        self._ended.append((outcome, seconds, span))
 
     def add_phase(self, phase: Phase, seconds: float) -> None:
         """A phase of a call has."""

@@ -42,11 +42,11 @@ class _Series:
         self._response_size = observing_all(instruments.response_size.labels(method, route))
         self._abandoned = partial(instruments.abandoned.labels, route)
 
-    def observe(self, alike: Sequence[Exchange], *, exemplars: bool) -> None:
+    def observe(self, alike: Sequence[Exchange]) -> None:
         by_duration = sorted(alike, key=_duration)
         self._duration.observe(
             [exchange.duration or 0.0 for exchange in by_duration],
-            [exchange.span if exemplars and exchange.sampled else None for exchange in by_duration],
+            [exchange.span if exchange.sampled else None for exchange in by_duration],
         )
         if alike[0].route is MALFORMED:
             return
@@ -67,10 +67,10 @@ class ServerMetrics:
     """Hears of every request of one application."""
 
     def __init__(self, options: Metrics, registry: CollectorRegistry) -> None:
-        self.instruments = instruments_of(registry, options)
+        self.instruments = instruments_of(registry)
+        self.instruments.limit(options)
         self._options = options
         self._registry = registry
-        self._exemplars = options.exemplars
         self._series: dict[Outcome, _Series] = {}
 
     def serve(self, app: web.Application, gate: Gate | None) -> None:
@@ -84,8 +84,11 @@ class ServerMetrics:
         """Observe the requests, and outbound calls, that have ended since the last time."""
         self.instruments.settle_calls()
         for outcome, alike in ended.items():
-            series = self._series.get(outcome) or self._add(outcome)
-            series.observe(alike, exemplars=self._exemplars)
+            self.instruments.attempt(partial(self._observe, outcome, alike))
+
+    def _observe(self, outcome: Outcome, alike: Sequence[Exchange]) -> None:
+        series = self._series.get(outcome) or self._add(outcome)
+        series.observe(alike)
 
     def _add(self, outcome: Outcome) -> _Series:
         method, route, status, error = outcome

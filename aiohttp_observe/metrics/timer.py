@@ -13,7 +13,6 @@ from prometheus_client import REGISTRY
 
 from ..exchange import current_scope
 from ..options import check_instance
-from .description import Metrics
 from .instruments import instruments_of
 
 __all__ = ["timeit"]
@@ -43,7 +42,7 @@ class _Outcome:
 
     def observe(self, seconds: float) -> None:
         scope = current_scope()
-        meter = instruments_of(REGISTRY, Metrics()) if scope is None else scope.meter
+        meter = instruments_of(REGISTRY) if scope is None else scope.meter
         meter.operation(self._name, self._outcome, seconds)
 
 

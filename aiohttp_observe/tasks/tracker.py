@@ -322,8 +322,8 @@ def title_of(task: asyncio.Task[Any]) -> str:
 
 def number_of(thing: Any) -> int:
     """The small number that stands for a task or resource as long as it lives, given at first sight."""
-    number: int | None = getattr(thing, "_observe_number", None)
-    if number is None:
+    number: int = getattr(thing, "_observe_number", 0)
+    if type(number) is not int or not number:  # what stands in for another may have any attribute
         number = next(_numbers)
         try:
             thing._observe_number = number

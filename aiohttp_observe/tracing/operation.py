@@ -14,7 +14,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from ..exchange import current_exchange, current_scope, title, valid
+from ..exchange import NullMeter, current_exchange, current_scope, title, valid
 from ..options import check_instance
 from ..tasks import name_operation
 from .span import fail
@@ -46,11 +46,8 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
 
     def __enter__(self) -> Span:
         self._scope = scope = current_scope()
-        attributes = {"async.operation": self._name, **self._attributes}
-        if scope is not None and scope.tracer is not None:
-            self._span: Span = scope.tracer.start(self._name, attributes)
-        else:
-            self._span = trace.get_tracer("aiohttp_observe").start_span(self._name, attributes=attributes)
+        self._meter = NullMeter() if scope is None else scope.meter
+        self._span = self._started_span()
         self._around = context_api.get_current()
         context_api.attach(trace.set_span_in_context(self._span))
         self._task = _task_or_none()
@@ -70,12 +67,25 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         # Not a token's detach: an async generator may be finalised in another context.
         if trace.get_current_span() is self._span:
             context_api.attach(self._around)
-        outcome = _mark(self._span, exc)
-        self._span.end(self._at + int(seconds * 1e9))  # the wall clock may have been set meanwhile
         if self._step is not None:
             self._step.end(seconds, None if exc is None else type(exc).__qualname__)
-        if self._scope is not None:
-            self._scope.meter.operation(self._name, outcome, seconds)
+        self._meter.operation(self._name, _outcome_of(exc), seconds)
+        try:
+            _mark(self._span, exc)
+            self._span.end(self._at + int(seconds * 1e9))  # the wall clock may have been set meanwhile
+        except Exception:  # of a span processor of the service's
+            self._meter.internal_error("operation")
+
+    def _started_span(self) -> Span:
+        scope, attributes = self._scope, {"async.operation": self._name, **self._attributes}
+        try:
+            if scope is not None and scope.tracer is not None:
+                span: Span = scope.tracer.start(self._name, attributes)
+                return span
+            return trace.get_tracer("aiohttp_observe").start_span(self._name, attributes=attributes)
+        except Exception:  # of a sampler or span processor of the service's
+            self._meter.internal_error("operation")
+            return trace.INVALID_SPAN
 
     async def __aenter__(self) -> Span:
         return self.__enter__()
@@ -119,13 +129,15 @@ def _task_or_none() -> asyncio.Task[Any] | None:
         return None
 
 
-def _mark(span: Span, exc: BaseException | None) -> str:
-    """Say how the operation went, and have its span say so."""
-    outcome = "ok"
+def _outcome_of(exc: BaseException | None) -> str:
+    if exc is None:
+        return "ok"
+    return "cancelled" if isinstance(exc, (asyncio.CancelledError, GeneratorExit)) else "error"
+
+
+def _mark(span: Span, exc: BaseException | None) -> None:
+    """Have the span say how the operation went."""
     if isinstance(exc, (asyncio.CancelledError, GeneratorExit)):
-        outcome = "cancelled"
         span.set_attribute("error.type", "cancelled")
     elif exc is not None:
-        outcome = "error"
         fail(span, exc)
-    return outcome

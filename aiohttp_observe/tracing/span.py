@@ -37,6 +37,7 @@ from opentelemetry.trace import (
 )
 
 from ..exchange import RANDOM
+from ..forks import heed_forks
 from ..redaction import exception_event
 from .provider import Batches, Linker
 
@@ -60,7 +61,6 @@ NOTHING = Context()
 TRACE_ID_LIMIT = TraceIdRatioBased.TRACE_ID_LIMIT
 
 _becoming_full = threading.RLock()  # a finalizer may touch a span in the midst of it
-os.register_at_fork(after_in_child=_becoming_full._at_fork_reinit)  # type: ignore[attr-defined]
 _UNSET = Status(StatusCode.UNSET)
 _ERROR = Status(StatusCode.ERROR)
 _MOST_ATTRIBUTES = 32
@@ -99,6 +99,13 @@ class LightTracer:
         self.sampled = TraceFlags(TraceFlags.SAMPLED | random)
         self.dropped = TraceFlags(random)
         self._blind = _looks_at_no_attributes(tracer.sampler)
+        RANDOM.seed()  # this process may have been forked since it was imported
+        heed_forks(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the ids to come, and whoever held the lock, are the parent's."""
+        RANDOM.seed()
+        _becoming_full._at_fork_reinit()  # type: ignore[attr-defined]
 
     def begin(self, span: S, context: Context, drawn: int | None = None) -> S | DroppedSpan:
         """Begin a span in ``context``; a trace that begins with it has the id ``drawn``, if there is one."""

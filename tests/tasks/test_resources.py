@@ -113,6 +113,18 @@ async def test_a_broken_subclass_is_shown_as_far_as_it_can_be() -> None:
     assert resource.type == "Broken"
 
 
+async def test_one_that_has_any_attribute_has_a_number_all_the_same() -> None:
+    class Obliging(asyncio.Queue[int]):
+        def __getattr__(self, name: str) -> Any:
+            return lambda: name
+
+    queue = Obliging()
+    async with suspended(queue.get()):
+        resource = only_resource()
+        assert type(resource.id) is int
+        assert only_resource().id == resource.id
+
+
 class TestDeadlock:
     async def test_of_two_locks(self) -> None:
         first, second = Lock(), Lock()
