@@ -5,9 +5,11 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import count
+from time import time
 from typing import Any
+
+from .texts import timestamp
 
 __all__ = ["Bundles"]
 
@@ -37,7 +39,7 @@ class Bundles:
         raw = text.encode("utf-8", "replace")
         if len(raw) > _MOST_BYTES:
             return None
-        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = timestamp(time())
         bundle = _Bundle(next(self._ids), at, reason, len(raw), zlib.compress(raw, 1))
         self._kept.append(bundle)
         return bundle.id

@@ -24,7 +24,7 @@ from aiohttp.web_app import (
     Application,  # web.Application is what an active OpenTelemetry instrumentor replaces
 )
 
-from .exchange import METHODS, Meter, NullMeter, Scope, Step, current_exchange, current_scope
+from .exchange import METHODS, OTHER_METHOD, Meter, Scope, Step, current_exchange, current_scope
 from .options import check_flag, check_instance
 from .tracing import ClientTracer, OutboundSpan, global_client_tracer
 
@@ -147,7 +147,7 @@ class _Call:
         self._options = settings.options
         self.trace_request_ctx = trace_request_ctx
         self._scope = current_scope() if settings.scope is None else settings.scope
-        self.meter: Meter = NullMeter() if self._scope is None else self._scope.meter
+        self.meter = Meter() if self._scope is None else self._scope.meter
         self._span: OutboundSpan | None = None
         self._host = self._phase_host = ""
         self._port: int | None = None
@@ -164,7 +164,7 @@ class _Call:
         self, session: aiohttp.ClientSession, params: aiohttp.TraceRequestStartParams
     ) -> None:
         self._started = perf_counter()
-        self._method = METHODS.get(params.method, "_OTHER")
+        self._method = METHODS.get(params.method, OTHER_METHOD)
         self._host = self._phase_host = params.url.raw_host or ""  # a name in its ASCII form
         with suppress(ValueError):  # a port that is none: aiohttp will say so itself
             self._port = params.url.port
@@ -269,9 +269,8 @@ class _Call:
             self._step.end(seconds, self._error)
         span = self._span
         ids = None if span is None else span.sampled_ids
-        self.meter.client_request(
-            self._method, self._host, self._port, self._status, self._error, seconds, ids
-        )
+        outcome = self._method, self._host, self._port, self._status, self._error
+        self.meter.client_request(outcome, seconds, ids)
         if span is not None:
             try:
                 span.finish(seconds, self._status, self._error, max(self._times_sent - 1, 0))

@@ -55,8 +55,8 @@ _MOST_LOOKED_AT = 50
 class Documents:
     """What `aiohttp_observe.admin.console.Console` asks for, on any loop and in any thread.
 
-    What grows with the number of tasks is made in slices, between which the calling loop goes
-    on with its other work.
+    What grows with the number of tasks, or of requests that are remembered, is made in slices,
+    between which the calling loop goes on with its other work.
     """
 
     def __init__(self, recorder: Recorder, flights: FlightRecorder, incidents: Incidents) -> None:
@@ -159,11 +159,11 @@ class Documents:
             "resources": await self.resources(),
             "tree": await self.tree(),
             "incidents": _text(self.incidents()),
-            "requests": _text(self.requests()),
+            "requests": await self.requests(),
             "history": _text(self.history()),
         }
         whole = ",".join(f'"{name}":{text}' for name, text in parts.items())
-        return self._bundles.keep(reason, f"{{{whole}}}")
+        return await aside(partial(self._bundles.keep, reason, f"{{{whole}}}"))
 
     def blocked(self, block: Block) -> None:
         """Keep a bundle of what a long block leaves behind; called in any thread."""
@@ -185,9 +185,9 @@ class Documents:
     def incidents(self) -> dict[str, Any]:
         return self._incidents.to_dict()
 
-    def requests(self) -> dict[str, Any]:
+    async def requests(self) -> str:
         self._recorder.settle()
-        return self._flights.overview(self._state_of)
+        return await _joined(self._flights.overview(self._state_of))
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         self._recorder.settle()

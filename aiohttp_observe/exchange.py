@@ -18,17 +18,17 @@ from weakref import WeakSet
 __all__ = [
     "CURRENT",
     "FIELDS",
-    "LONGEST_TITLE",
     "MALFORMED",
     "METHODS",
     "OTHER",
+    "OTHER_METHOD",
     "RANDOM",
     "SCOPE",
     "UNMATCHED",
+    "ClientOutcome",
     "Ended",
     "Exchange",
     "Meter",
-    "NullMeter",
     "Observer",
     "Outcome",
     "Scope",
@@ -39,8 +39,6 @@ __all__ = [
     "current_scope",
     "request_id",
     "taken",
-    "title",
-    "valid",
 ]
 
 T = TypeVar("T")
@@ -59,7 +57,9 @@ METHODS = {
         "QUERY",  # RFC 10008
     )
 }
-"""The standard methods; all others are ``_OTHER``, as in OpenTelemetry's conventions."""
+"""The standard methods."""
+OTHER_METHOD = "_OTHER"
+"""All others, as in OpenTelemetry's conventions."""
 
 OTHER = "_other"
 """What a label says for every value beyond its limit."""
@@ -69,8 +69,6 @@ MALFORMED = "_malformed"
 """The route of a request that the parser refused."""
 
 _MOST_STEPS = 50
-LONGEST_TITLE = 256
-"""Characters of the name of a task or operation that are shown."""
 
 
 class SpanIds(Protocol):
@@ -263,55 +261,20 @@ class Observer(Protocol):
         """The last byte has been sent, or the client has left."""
 
 
-class Meter(Protocol):
-    """The numbers that the pillars report to metrics.  Seconds throughout; never raises."""
-
-    def operation(self, name: str, outcome: str, seconds: float) -> None: ...
-
-    def client_request(
-        self,
-        method: str,
-        host: str,
-        port: int | None,
-        status: int | None,
-        error_type: str | None,
-        seconds: float,
-        span: SpanIds | None,
-    ) -> None: ...
-
-    def client_phase(self, host: str, phase: str, seconds: float, *, redirected: bool) -> None: ...
-
-    def task_outcome(self, name: str, outcome: str) -> None: ...
-
-    def task_restart(self, name: str) -> None: ...
-
-    def unhandled(self, kind: str) -> None: ...
-
-    def loop_lag(self, seconds: float) -> None: ...
-
-    def loop_blocked(self, seconds: float) -> None: ...
-
-    def internal_error(self, observer: str) -> None: ...
-
-    def dropped(self, what: str, count: int = 1) -> None: ...
+ClientOutcome = tuple[str, str, "int | None", "int | None", "str | None"]
+"""Method, host, port, status and error of an outbound call."""
 
 
-class NullMeter:
-    """The `Meter` of an application without metrics."""
+class Meter:
+    """The numbers that the pillars report to metrics, of an application without any.
+
+    Seconds throughout; never raises.
+    """
 
     def operation(self, name: str, outcome: str, seconds: float) -> None:
         pass
 
-    def client_request(
-        self,
-        method: str,
-        host: str,
-        port: int | None,
-        status: int | None,
-        error_type: str | None,
-        seconds: float,
-        span: SpanIds | None,
-    ) -> None:
+    def client_request(self, outcome: ClientOutcome, seconds: float, span: SpanIds | None) -> None:
         pass
 
     def client_phase(self, host: str, phase: str, seconds: float, *, redirected: bool) -> None:
@@ -352,7 +315,7 @@ class Scope:
     __slots__ = ("background", "elsewhere", "held", "meter", "stalled_since", "tracer", "workers")
 
     def __init__(self) -> None:
-        self.meter: Meter = NullMeter()
+        self.meter = Meter()
         self.stalled_since: Callable[[float], float | None] | None = None
         self.held: Callable[[Exchange, float], None] | None = None
         self.tracer: Any = None
@@ -397,13 +360,3 @@ def taken(waiting: deque[T]) -> Iterator[T]:
         except IndexError:
             return
         yield item
-
-
-def title(name: str) -> str:
-    """The name of a task or operation as it is shown: cut if it is long."""
-    return name if len(name) <= LONGEST_TITLE else f"{name[:LONGEST_TITLE]}…"
-
-
-def valid(text: str) -> str:
-    """``text`` with question marks for what isn't Unicode: aiohttp keeps such bytes as lone surrogates."""
-    return text.encode("utf-8", "replace").decode()

@@ -7,18 +7,18 @@ or task; their number is bounded by that of the families.
 
 from __future__ import annotations
 
-import time
+import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from heapq import heappush, heappushpop
-from itertools import chain, count
+from itertools import chain, count, islice
 from math import inf
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from .exchange import OTHER, Ended, Exchange
+from .texts import timestamp
 
 __all__ = ["FlightRecorder", "StateOf"]
 
@@ -29,6 +29,7 @@ _MOST_FAMILIES = 200
 _KEPT = 5
 """Exchanges of each sort that a family keeps."""
 _MOST_IN_FLIGHT = 500
+_SLICE = 10
 
 StateOf = Callable[[Exchange], "tuple[int | None, tuple[str, str] | None]"]
 """The task id of a request in flight, and kind and detail of what it waits for."""
@@ -57,19 +58,22 @@ class FlightRecorder:
             key = OTHER, OTHER
         return self._families.setdefault(key, _Family())
 
-    def overview(self, state_of: StateOf) -> dict[str, Any]:
-        """The document of ``/_tasks/requests``; works from any thread."""
+    def overview(self, state_of: StateOf) -> Iterator[str]:
+        """The document of ``/_tasks/requests`` as JSON, in pieces between which a loop can have a turn.
+
+        Works from any thread.
+        """
         flying, families = list(self._in_flight()), list(self._families.items())
         by_family = Counter((exchange.method, exchange.route) for exchange in flying)
         flying.sort(key=lambda exchange: exchange.started)
-        return {
-            "in_flight": [_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT]],
-            "routes": [
-                {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
-                for (method, route), family in sorted(families, key=lambda item: -item[1].seconds)
-            ],
-            "left_out": max(0, len(flying) - _MOST_IN_FLIGHT),
-        }
+        yield '{"in_flight":['
+        yield from _listed(_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT])
+        yield '],"routes":['
+        yield from _listed(
+            {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
+            for (method, route), family in sorted(families, key=lambda item: -item[1].seconds)
+        )
+        yield f'],"left_out":{max(0, len(flying) - _MOST_IN_FLIGHT)}}}'
 
     def find(self, request_id: str, state_of: StateOf) -> dict[str, Any] | None:
         """The document of ``/_tasks/requests/{request_id}``, if it is known.
@@ -162,6 +166,14 @@ class _Family:
         }
 
 
+def _listed(items: Iterable[Any]) -> Iterator[str]:
+    """As the items of a JSON list, some at a time."""
+    texts, separator = map(_encode, items), ""
+    while some := list(islice(texts, _SLICE)):
+        yield separator + ",".join(some)
+        separator = ","
+
+
 def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:
     """Of both, each oldest first, the last to end: those that ended otherwise may come before or after."""
     return sorted([*kept, *ended[-_KEPT:]], key=_ended)[-_KEPT:]
@@ -172,6 +184,7 @@ def _ended(exchange: Exchange) -> float:
 
 
 _order = count()
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _brief(exchange: Exchange) -> dict[str, Any]:
@@ -255,5 +268,4 @@ def _seconds(exchange: Exchange) -> float:
 
 def _when(started: float) -> str:
     """RFC 3339 of a time of `time.perf_counter`."""
-    at = datetime.fromtimestamp(time.time() - perf_counter() + started, timezone.utc)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return timestamp(time() - perf_counter() + started)

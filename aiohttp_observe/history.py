@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime, timezone
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
+
+from .texts import timestamp
 
 __all__ = ["History"]
 
@@ -52,7 +53,7 @@ class History:
         rate = max(self._requests() - self._ended, 0) / passed
         if passed < _INTERVAL / 4 and self._points:  # too short to tell
             rate = self._points[-1]["requests_per_second"]
-        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = timestamp(time())
         return {
             "at": at,
             "lag_seconds": round(max(self._worst_lag, self._lag()), 6),

@@ -10,12 +10,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from time import perf_counter, time
 from typing import Any, Generic, TypeVar
 
 from .exchange import taken
 from .tasks.model import Frame
+from .texts import timestamp
 
 __all__ = ["Block", "Cause", "Incidents", "SpanPlace"]
 
@@ -117,7 +117,7 @@ class Incidents:
     ) -> None:
         """Add a failure: its kind, as ``asyncio_unhandled_total`` has it, and whose it was."""
         now = time()
-        example = {"at": _text(now), "task": task, "request_id": request_id, "trace_id": trace_id}
+        example = {"at": timestamp(now), "task": task, "request_id": request_id, "trace_id": trace_id}
         self._add(lambda: self._unhandled.use((kind, exception, coro, frame)).add(now, example))
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,8 +189,8 @@ class _BlockedLine:
             "count": self._count,
             "total_seconds": self._total,
             "longest_seconds": self._longest,
-            "first_at": _text(self._first_at),
-            "last_at": _text(self._last_at),
+            "first_at": timestamp(self._first_at),
+            "last_at": timestamp(self._last_at),
             "cause": None if self._cause is None else asdict(self._cause),
             "example": self._example,
         }
@@ -219,15 +219,15 @@ class _FailureKind:
             "coro": coro,
             "frame": None if frame is None else asdict(frame),
             "count": self._count,
-            "first_at": _text(self._first_at),
-            "last_at": _text(self._last_at),
+            "first_at": timestamp(self._first_at),
+            "last_at": timestamp(self._last_at),
             "example": self._example,
         }
 
 
 def _example(block: Block, victims: Sequence[str], victims_total: int) -> dict[str, Any]:
     return {
-        "at": _text(time() - perf_counter() + block.started),
+        "at": timestamp(time() - perf_counter() + block.started),
         "seconds": block.seconds,
         "task": block.task_name,
         "request": block.request,
@@ -237,9 +237,3 @@ def _example(block: Block, victims: Sequence[str], victims_total: int) -> dict[s
         "victims": list(victims[:_MOST_VICTIMS]),
         "victims_total": victims_total,
     }
-
-
-def _text(moment: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")

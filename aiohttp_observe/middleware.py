@@ -32,9 +32,9 @@ from multidict import istr
 from .ending import handles, has_begun, has_lost, is_complete, is_cut_short, is_own, result_of, tell_end
 from .exchange import (
     CURRENT,
-    LONGEST_TITLE,
     MALFORMED,
     METHODS,
+    OTHER_METHOD,
     RANDOM,
     UNMATCHED,
     Ended,
@@ -42,11 +42,10 @@ from .exchange import (
     Outcome,
     Scope,
     taken,
-    title,
-    valid,
 )
 from .forks import heed_forks
 from .tasks import adopt, drive, suspended_for
+from .texts import LONGEST_TITLE, title, valid
 from .websockets import count_messages
 
 __all__ = ["REQUEST_ID_HEADER", "Recorder"]
@@ -389,7 +388,7 @@ def _malformed(request: web.BaseRequest, scope: Scope) -> Exchange:
     return Exchange(
         scope,
         f"{RANDOM.getrandbits(128):032x}",
-        method="_OTHER",
+        method=OTHER_METHOD,
         route=MALFORMED,
         path="",
         client_address=request.remote or None,
@@ -426,7 +425,7 @@ class Flight(Exchange):
         else:
             self.drawn = drawn = RANDOM.getrandbits(128)
             self.request_id = "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
-        self.method = METHODS.get(request.method, "_OTHER")
+        self.method = METHODS.get(request.method, OTHER_METHOD)
         self.path = path if path.isascii() else valid(path)
         self.client_address = request.remote or None
         self.user_agent = agent if agent is None or agent.isascii() else valid(agent)

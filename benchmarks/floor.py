@@ -27,8 +27,8 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from prometheus_client import Histogram
 
 from aiohttp_observe.logs.access import AccessLine
-from aiohttp_observe.logs.lines import timestamp
 from aiohttp_observe.metrics.tally import observing_all
+from aiohttp_observe.texts import timestamp
 
 __all__ = ["floor"]
 

@@ -148,14 +148,14 @@ def _nothing(tell: Tell) -> None:
 
 def _ours(tell: Tell) -> None:
     from aiohttp_observe import LoopWatch
-    from aiohttp_observe.exchange import NullMeter
+    from aiohttp_observe.exchange import Meter
 
     def hear(record: logging.LogRecord) -> None:
         fields = vars(record)
         tell(fields["blocked_ms"] / 1e3, f"{fields['code.filepath']}:{fields['code.lineno']}")
 
     _Heard("aiohttp_observe.loopwatch", hear)
-    LoopWatch(threshold=_THRESHOLD).install(asyncio.get_running_loop(), NullMeter())
+    LoopWatch(threshold=_THRESHOLD).install(asyncio.get_running_loop(), Meter())
 
 
 def _aiodebug(tell: Tell) -> None:

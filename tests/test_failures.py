@@ -27,7 +27,7 @@ from aiohttp_observe import (
     setup_observability,
     spawn,
 )
-from aiohttp_observe.exchange import CURRENT, Exchange, NullMeter, Scope
+from aiohttp_observe.exchange import CURRENT, Exchange, Meter, Scope
 from aiohttp_observe.incidents import Incidents
 from tests.service import serving
 
@@ -558,7 +558,7 @@ async def test_a_failure_is_an_incident_with_its_place_and_no_message(
     kind: str, exception: str | None, coro: str | None, place: tuple[str, int] | None
 ) -> None:
     incidents = Incidents()
-    failures = Failures().install(asyncio.get_running_loop(), NullMeter(), incidents)
+    failures = Failures().install(asyncio.get_running_loop(), Meter(), incidents)
     try:
         await PROVOKED[kind]()
     finally:

@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Failures, Metrics, setup_observability
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 from tests.service import run_python, serving, until
 from tests.test_failures import (
     PROVOKED,
@@ -147,7 +147,7 @@ async def test_handlers_that_come_and_go_do_not_pile_up() -> None:
     from aiohttp_observe.failures.loop import LoopHandler
 
     loop = asyncio.get_running_loop()
-    watch = Failures().install(loop, NullMeter())
+    watch = Failures().install(loop, Meter())
     for _ in range(100):
         Library(passes_on=True)
         watch.look_around()

@@ -166,7 +166,7 @@ def kept_of(*ends: Exchange) -> dict[str, list[str]]:
     recorder.add("flightrecorder", kept)
     recorder.unsettled.extend(ends)
     recorder.settle()
-    (family,) = kept.overview(lambda exchange: (None, None))["routes"]
+    (family,) = json.loads("".join(kept.overview(lambda exchange: (None, None))))["routes"]
     return {why: [row["request_id"] for row in family[why]] for why in ("recent", "failed")}
 
 

@@ -14,7 +14,8 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"aside", "bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
+    {"aside", "texts"},
+    {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
     {"websockets"},
     {"ending", "flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
@@ -27,7 +28,7 @@ FLOORS = (
 
 LIBRARIES = {
     "aiohttp": set().union(*FLOORS)
-    - {"aside", "bundles", "exchange", "flood", "forks", "options", "profile", "redaction", "tasks"},
+    - {"aside", "bundles", "exchange", "flood", "forks", "options", "profile", "redaction", "tasks", "texts"},
     "prometheus_async": {"metrics"},
     "prometheus_client": {"metrics"},
     "multidict": {"middleware", "tracing"},

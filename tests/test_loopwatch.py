@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import LoopWatch, Metrics, setup_observability
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 from aiohttp_observe.loopwatch import LoopMonitor
 from tests.service import serving, until
 
@@ -25,7 +25,7 @@ LOOPS = pytest.mark.parametrize(
 )
 
 
-class Meter(NullMeter):
+class Heard(Meter):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def run(new_loop: Any, main: Coroutine[Any, Any, None]) -> None:
         loop.close()
 
 
-def install(meter: Meter, threshold: float = 0.1) -> LoopMonitor:
+def install(meter: Heard, threshold: float = 0.1) -> LoopMonitor:
     return LoopWatch(threshold=threshold).install(asyncio.get_running_loop(), meter)
 
 
@@ -74,7 +74,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_a_block_is_told_once_with_its_line(
     new_loop: Any, block: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    meter = Meter()
+    meter = Heard()
 
     async def main() -> None:
         monitor = install(meter)
@@ -103,7 +103,7 @@ def test_a_block_is_told_once_with_its_line(
 
 @LOOPS
 def test_an_idle_loop_is_never_told(new_loop: Any, caplog: pytest.LogCaptureFixture) -> None:
-    meter = Meter()
+    meter = Heard()
 
     async def main() -> None:
         monitor = install(meter, threshold=2.0)
@@ -120,7 +120,7 @@ def test_a_blocked_loop_can_be_looked_at_from_outside() -> None:
     looks: list[Any] = []
 
     async def main() -> None:
-        monitor = install(Meter())
+        monitor = install(Heard())
         await asyncio.sleep(0.05)
 
         def look() -> None:
@@ -180,7 +180,7 @@ async def test_the_utilization_is_a_share(registry: CollectorRegistry) -> None:
 
 
 async def test_two_applications_on_a_loop_share_one_watch() -> None:
-    first, second = Meter(), Meter()
+    first, second = Heard(), Heard()
     monitors = [install(first), install(second)]
     assert [thread.name for thread in threading.enumerate()].count(THREAD) == 1
     await until(lambda: first.lags and second.lags, "the timer")
@@ -192,7 +192,7 @@ async def test_two_applications_on_a_loop_share_one_watch() -> None:
 
 
 async def test_closing_stops_the_timer() -> None:
-    meter = Meter()
+    meter = Heard()
     monitor = install(meter)
     await until(lambda: meter.lags, "the timer")
     monitor.close()

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from aiohttp_observe import LoopWatch
-from aiohttp_observe.exchange import Exchange, NullMeter, Scope
+from aiohttp_observe.exchange import Exchange, Meter, Scope
 from aiohttp_observe.loopwatch import LoopMonitor
 from aiohttp_observe.tasks import Blocked, Frame, LoopState, adopt, number_of, take_snapshot, to_dict
 from tests.service import PATIENCE, until
@@ -33,7 +33,7 @@ Main = Callable[[], Coroutine[Any, Any, None]]
 RunOnLoop = Callable[[Main], None]
 
 
-class Numbers(NullMeter):
+class Numbers(Meter):
     """A meter that keeps what the loop watch reports."""
 
     def __init__(self) -> None:
@@ -406,9 +406,9 @@ def test_a_loop_that_is_not_running_is_not_blocked(
 BUSY = """
 import asyncio, sys, time
 from aiohttp_observe import LoopWatch
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 
-class Numbers(NullMeter):
+class Numbers(Meter):
     longest, blocks = 0.0, 0
     def loop_lag(self, seconds): self.longest = max(self.longest, seconds)
     def loop_blocked(self, seconds): self.blocks += 1
@@ -684,10 +684,10 @@ def test_the_thread_ends_with_a_loop_that_nobody_cleaned_up(numbers: Numbers) ->
 LEFT_RUNNING = """
 import asyncio, sys
 from aiohttp_observe import LoopWatch
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 
 async def main():
-    LoopWatch().install(asyncio.get_running_loop(), NullMeter())
+    LoopWatch().install(asyncio.get_running_loop(), Meter())
     await asyncio.sleep(0.1)
     sys.exit(3)
 

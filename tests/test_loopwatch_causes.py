@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from aiohttp_observe import LoopWatch
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 from aiohttp_observe.incidents import Block, Cause
 from aiohttp_observe.loopwatch import throttling
 from aiohttp_observe.loopwatch.cause import Facts, cause_of
@@ -115,7 +115,7 @@ def block_by(loop: asyncio.AbstractEventLoop, hold: Callable[[], None], as_wante
 
     async def main() -> Block:
         blocks = Blocks()
-        monitor = LoopWatch().install(loop, NullMeter(), blocks)
+        monitor = LoopWatch().install(loop, Meter(), blocks)
         deadline = perf_counter() + PATIENCE
         try:
             while True:
@@ -233,7 +233,7 @@ def test_a_listener_hears_of_each_block_and_before_of_the_stall(loop: asyncio.Ab
     blocks = Blocks()
 
     async def main() -> None:
-        monitor = LoopWatch().install(loop, NullMeter(), blocks)
+        monitor = LoopWatch().install(loop, Meter(), blocks)
         for _ in range(2):
             await asyncio.sleep(0.1)
             wait()
@@ -260,7 +260,7 @@ class Broken(Blocks):
         raise ValueError("broken")
 
 
-class Errors(NullMeter):
+class Errors(Meter):
     def __init__(self) -> None:
         self.errors: list[str] = []
 
@@ -292,7 +292,7 @@ def test_collections_are_measured_only_while_a_loop_is_watched() -> None:
     before = list(gc.callbacks)
 
     async def watch(also: Callable[[], None]) -> None:
-        monitor = LoopWatch().install(asyncio.get_running_loop(), NullMeter())
+        monitor = LoopWatch().install(asyncio.get_running_loop(), Meter())
         assert len(gc.callbacks) == len(before) + 1, "one for all watches"
         await asyncio.to_thread(also)
         assert len(gc.callbacks) == len(before) + 1

@@ -10,7 +10,7 @@ from time import perf_counter
 import pytest
 
 from aiohttp_observe import LoopWatch
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 from aiohttp_observe.loopwatch import LoopMonitor
 
 
@@ -27,7 +27,7 @@ def hold_the_loop() -> None:
     time.sleep(0.06)
 
 
-class Beats(NullMeter):
+class Beats(Meter):
     """Sees each beat while it is still on, with the lag."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Beats(NullMeter):
 
 def test_a_loop_that_is_held_has_stalled_since_its_beat_was_due(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> tuple[float, float | None, float]:
-        monitor = LoopWatch().install(loop, NullMeter())
+        monitor = LoopWatch().install(loop, Meter())
         await asyncio.sleep(0.06)
         began = perf_counter()
         hold_the_loop()
@@ -91,7 +91,7 @@ def test_a_loop_that_turns_has_not_stalled(loop: asyncio.AbstractEventLoop) -> N
 
 def test_a_watch_that_has_ended_knows_of_no_stall(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
-        monitor = LoopWatch().install(loop, NullMeter())
+        monitor = LoopWatch().install(loop, Meter())
         hold_the_loop()
         monitor.close()
         assert monitor.stalled_since(perf_counter()) is None

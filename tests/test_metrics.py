@@ -810,7 +810,7 @@ async def test_a_crowd_of_scrapers_that_left_costs_no_more_than_one(registry: Co
 def test_the_ports_of_a_host_are_bounded(registry: CollectorRegistry) -> None:
     meter = Metrics(registry=registry, max_hosts=3).install().instruments
     for port in range(50):
-        meter.client_request("GET", "upstream", port, 200, None, 0.1, None)
+        meter.client_request(("GET", "upstream", port, 200, None), 0.1, None)
     ports = label_values(registry, "http_client_request_duration_seconds_count", "server_port")
     assert ports == {"0", "1", "2", ""}
 
@@ -818,8 +818,8 @@ def test_the_ports_of_a_host_are_bounded(registry: CollectorRegistry) -> None:
 def test_statuses_of_others_take_no_room_from_the_exception_types(registry: CollectorRegistry) -> None:
     meter = Metrics(registry=registry, max_names=2).install().instruments
     for status in range(400, 420):
-        meter.client_request("GET", "upstream", 80, status, str(status), 0.1, None)
-    meter.client_request("GET", "upstream", 80, None, "ClientConnectorError", 0.1, None)
+        meter.client_request(("GET", "upstream", 80, status, str(status)), 0.1, None)
+    meter.client_request(("GET", "upstream", 80, None, "ClientConnectorError"), 0.1, None)
     errors = label_values(registry, "http_client_request_duration_seconds_count", "error_type")
     assert "ClientConnectorError" in errors
     assert meter.bounded_error("ZeroDivisionError") == "ZeroDivisionError"

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from aiohttp_observe import LoopWatch, Tracing, setup_observability
-from aiohttp_observe.exchange import NullMeter
+from aiohttp_observe.exchange import Meter
 from aiohttp_observe.incidents import Incidents
 from aiohttp_observe.loopwatch import Bystanders
 from aiohttp_observe.tracing.blocks import mark_victims
@@ -60,7 +60,7 @@ async def blockable(spans: Spans) -> AsyncIterator[tuple[Service, House]]:
     bystanders = Bystanders(observability.scope, observability.recorder.in_flight.values(), house.incidents)
     house.in_flight = lambda: list(observability.recorder.in_flight.values())
     async with serving(app) as service:
-        monitor = LoopWatch().install(asyncio.get_running_loop(), NullMeter(), bystanders)
+        monitor = LoopWatch().install(asyncio.get_running_loop(), Meter(), bystanders)
         await asyncio.sleep(0.05)
         yield service, house
         monitor.close()

@@ -96,7 +96,7 @@ class Routes:
                 return self._page("page.html", request)
             try:
                 return await handler(request)
-            except (TypeError, ValueError) as exc:
+            except ValueError as exc:
                 return _problem(str(exc), 400)
 
         return page_or_document
@@ -133,7 +133,7 @@ class Routes:
         return web.json_response(self._console.incidents())
 
     async def requests(self, request: web.Request) -> web.Response:
-        return web.json_response(self._console.requests())
+        return _document(await self._console.requests())
 
     async def request(self, request: web.Request) -> web.Response:
         found = self._console.request(request.match_info["request_id"])

@@ -15,7 +15,8 @@ from msgspec import Struct, field
 
 from ..exchange import FIELDS, MALFORMED, UNMATCHED, Ended, Exchange, current_exchange, taken
 from ..forks import heed_forks
-from .lines import named_apart, plain, timestamp
+from ..texts import timestamp
+from .lines import named_apart, plain
 from .writer import WriterHandler
 
 __all__ = ["AccessLine", "AccessLines", "AccessLogger", "access_line"]

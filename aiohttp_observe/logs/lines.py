@@ -7,20 +7,20 @@ import logging
 import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
 from itertools import islice
-from math import floor, isfinite
+from math import isfinite
 from typing import Any
 
 from msgspec import to_builtins
 from msgspec.json import Encoder
 
 from ..redaction import LONGEST_STACK, LONGEST_TEXT, MARK, SECRETS, SecretNames, secret_names, shown
+from ..texts import timestamp
 from .context import IDS, context_of, ids_of, own_message
 
-__all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "timestamp", "to_json", "to_text"]
+__all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "to_json", "to_text"]
 
 _LONGEST_KEY = 256
 _LONGEST_FIELDS = 131_072
@@ -60,20 +60,6 @@ _CONTROLS = str.maketrans(
     | {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
     | {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r"}
 )
-
-
-def timestamp(created: float) -> str:
-    """RFC 3339 in UTC with milliseconds."""
-    seconds = floor(created)
-    return _second(seconds) + _MILLISECONDS[floor((created - seconds) * 1000)]
-
-
-_MILLISECONDS = [f".{milliseconds:03d}Z" for milliseconds in range(1000)]
-
-
-@lru_cache(maxsize=16)
-def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class _Fields:

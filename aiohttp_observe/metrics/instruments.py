@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
-from ..exchange import Exchange, SpanIds
+from ..exchange import ClientOutcome, Exchange, Meter, SpanIds
 from ..forks import heed_forks
 from .labels import MOST_NAMES, MOST_ROUTES, Bounded
 from .outbound import ClientCalls
@@ -53,8 +53,8 @@ def _guarded(method: Method) -> Method:
     return cast(Method, guarded)
 
 
-class Instruments:
-    """The metrics of one registry; a `Meter` for the other pillars.
+class Instruments(Meter):
+    """The metrics of one registry, to which the other pillars report.
 
     Children are looked up once per combination of label values and kept: every label is
     bounded, so their number is too.
@@ -190,17 +190,8 @@ class Instruments:
         self._operations.labels(self._bounded_operation(name), outcome).observe(seconds)
 
     @_guarded
-    def client_request(
-        self,
-        method: str,
-        host: str,
-        port: int | None,
-        status: int | None,
-        error_type: str | None,
-        seconds: float,
-        span: SpanIds | None,
-    ) -> None:
-        self._calls.add((method, host, port, status, error_type), seconds, span)
+    def client_request(self, outcome: ClientOutcome, seconds: float, span: SpanIds | None) -> None:
+        self._calls.add(outcome, seconds, span)
         if self._calls.are_many or not self.in_flight:  # no application runs that would settle them soon
             self.settle_calls()
 

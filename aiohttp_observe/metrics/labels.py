@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..exchange import OTHER, title, valid
+from ..exchange import OTHER
+from ..texts import title, valid
 
 __all__ = ["MOST_HOSTS", "MOST_NAMES", "MOST_ROUTES", "Bounded", "bounded_status", "label"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from ..exchange import OTHER, SpanIds, taken
+from ..exchange import OTHER, ClientOutcome, SpanIds, taken
 from .labels import MOST_HOSTS, MOST_NAMES, Bounded, bounded_status, label
 from .tally import DURATION_BUCKETS, Timed, observing_all
 
@@ -21,8 +21,6 @@ __all__ = ["ClientCalls"]
 
 _MOST_WAITING = 64
 
-Outcome = tuple[str, str, "int | None", "int | None", "str | None"]
-"""Method, host, port, status and error."""
 Phase = tuple[str, str, bool]
 """Host, phase, and whether it was an answer that sent the call to this host."""
 
@@ -36,7 +34,7 @@ class ClientCalls:
         self._bounded_host = Bounded(MOST_HOSTS)
         self._bounded_port = Bounded(MOST_HOSTS)
         self._bounded_error = Bounded(MOST_NAMES)
-        self._ended: deque[tuple[Outcome, float, SpanIds | None]] = deque()
+        self._ended: deque[tuple[ClientOutcome, float, SpanIds | None]] = deque()
         self._phases: deque[tuple[Phase, float]] = deque()
         self._series: dict[tuple[object, ...], Timed] = {}
         self._duration = Histogram(
@@ -65,7 +63,7 @@ class ClientCalls:
         self._bounded_host.limit = self._bounded_port.limit = limits.max_hosts
         self._bounded_error.limit = limits.max_names
 
-    def add(self, outcome: Outcome, seconds: float, span: SpanIds | None) -> None:
+    def add(self, outcome: ClientOutcome, seconds: float, span: SpanIds | None) -> None:
         """A call has ended; ``span`` may be its exemplar."""
         self._ended.append((outcome, seconds, span))
 
@@ -85,7 +83,7 @@ class ClientCalls:
 
     def settling(self) -> Iterator[Callable[[], None]]:
         """What observes the calls taken down since the last time, a series at a time: each may fail."""
-        calls: defaultdict[Outcome, list[tuple[float, SpanIds | None]]] = defaultdict(list)
+        calls: defaultdict[ClientOutcome, list[tuple[float, SpanIds | None]]] = defaultdict(list)
         for outcome, seconds, span in taken(self._ended):
             calls[outcome].append((seconds, span))
         phases: defaultdict[Phase, list[float]] = defaultdict(list)
@@ -96,7 +94,7 @@ class ClientCalls:
         for phase, durations in phases.items():
             yield partial(self._observe_phases, phase, durations)
 
-    def _observe_calls(self, outcome: Outcome, alike: list[tuple[float, SpanIds | None]]) -> None:
+    def _observe_calls(self, outcome: ClientOutcome, alike: list[tuple[float, SpanIds | None]]) -> None:
         alike.sort(key=_seconds)
         self._series_of(outcome).observe(*zip(*alike, strict=True))
 
@@ -105,7 +103,7 @@ class ClientCalls:
         bounded = self._bounded_host(host, admit=not redirected)
         observing_all(self._phase_duration.labels(bounded, name))(durations)
 
-    def _series_of(self, outcome: Outcome) -> Timed:
+    def _series_of(self, outcome: ClientOutcome) -> Timed:
         method, host, port, status, error_type = outcome
         bounded = self._bounded_host(host)
         if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:

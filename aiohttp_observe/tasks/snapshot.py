@@ -7,11 +7,11 @@ import os
 import platform
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from ..exchange import taken
+from ..texts import timestamp
 from .groups import Groups
 from .growth import grown
 from .model import LoopState, ProcessInfo, Resource, Snapshot, TaskInfo
@@ -157,7 +157,7 @@ class _Picture:
         resources, deadlocks = self._resources, self._deadlocks
         growing = grown(self._loop, self._all)
         return Snapshot(
-            taken_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            taken_at=timestamp(time()),
             process=_process(self._loop),
             loop=self._loop_state,
             summary=groups.summary(),

@@ -17,7 +17,8 @@ from types import CodeType, FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from ..exchange import CURRENT, Exchange, title
+from ..exchange import CURRENT, Exchange
+from ..texts import title
 from .model import Frame
 from .places import is_library, place_of
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from aiohttp import HttpVersion
 
-from ..exchange import UNMATCHED, Exchange, valid
+from ..exchange import OTHER_METHOD, UNMATCHED, Exchange
 from ..redaction import in_query
+from ..texts import valid
 
 __all__ = ["Facts", "attributes_of", "beyond_status", "is_our_error", "name_of", "outcome_of"]
 
@@ -40,7 +41,7 @@ _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
 def name_of(method: str, route: str = UNMATCHED) -> str:
     """As the semantic conventions want it; the official helper gives that only of late."""
-    name = "HTTP" if method == "_OTHER" else method
+    name = "HTTP" if method == OTHER_METHOD else method
     return name if route is UNMATCHED else f"{name} {route}"
 
 
@@ -54,7 +55,7 @@ def attributes_of(facts: Facts) -> dict[str, Any]:
         "url.path": path,
         "network.protocol.version": _HTTP_VERSIONS.get(version, "1.1"),
     }
-    if method == "_OTHER":
+    if method == OTHER_METHOD:
         attributes["http.request.method_original"] = sent
     if route is not UNMATCHED:
         attributes["http.route"] = route

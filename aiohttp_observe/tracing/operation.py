@@ -14,9 +14,10 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from ..exchange import NullMeter, current_exchange, current_scope, title, valid
+from ..exchange import Meter, current_exchange, current_scope
 from ..options import check_instance
 from ..tasks import name_operation
+from ..texts import title, valid
 from .span import fail
 
 __all__ = ["operation"]
@@ -46,7 +47,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
 
     def __enter__(self) -> Span:
         self._scope = scope = current_scope()
-        self._meter = NullMeter() if scope is None else scope.meter
+        self._meter = Meter() if scope is None else scope.meter
         self._span = self._started_span()
         self._around = context_api.get_current()
         context_api.attach(trace.set_span_in_context(self._span))

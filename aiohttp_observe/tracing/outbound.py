@@ -20,8 +20,9 @@ from opentelemetry.util.http import (
 )
 from yarl import URL
 
-from ..exchange import SpanIds, valid
+from ..exchange import OTHER_METHOD, SpanIds
 from ..redaction import in_url
+from ..texts import valid
 from .facts import name_of
 from .provider import get_tracer
 from .span import DroppedSpan, LightSpan, LightTracer, conclude, fail, is_plain, started
@@ -178,7 +179,7 @@ def _attributes_of(facts: Facts) -> dict[str, Any]:
     }
     if host:
         attributes["server.address"] = valid(host)
-    if method == "_OTHER":
+    if method == OTHER_METHOD:
         attributes["http.request.method_original"] = valid(sent)
     if port is not None:
         attributes["server.port"] = port

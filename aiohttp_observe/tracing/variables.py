@@ -15,7 +15,7 @@ from opentelemetry.util.http import (
     get_excluded_urls,
 )
 
-from ..exchange import valid
+from ..texts import valid
 
 __all__ = ["HeaderCapture", "excluded_urls"]
 

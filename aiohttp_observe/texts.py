@@ -1,0 +1,34 @@
+"""Texts as they are shown: names that are too long, bytes that aren't Unicode, moments."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from functools import lru_cache
+from math import floor
+
+__all__ = ["LONGEST_TITLE", "timestamp", "title", "valid"]
+
+LONGEST_TITLE = 256
+"""Characters of the name of a task or operation that are shown."""
+_MILLISECONDS = [f".{milliseconds:03d}Z" for milliseconds in range(1000)]
+
+
+def title(name: str) -> str:
+    """The name of a task or operation as it is shown: cut if it is long."""
+    return name if len(name) <= LONGEST_TITLE else f"{name[:LONGEST_TITLE]}…"
+
+
+def valid(text: str) -> str:
+    """``text`` with question marks for what isn't Unicode: aiohttp keeps such bytes as lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def timestamp(moment: float) -> str:
+    """A `time.time` as RFC 3339 in UTC, with milliseconds."""
+    seconds = floor(moment)
+    return _second(seconds) + _MILLISECONDS[floor((moment - seconds) * 1000)]
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
