@@ -134,10 +134,7 @@ class Documents:
 
     async def _tree(self) -> Tree:
         snapshot = await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)
-        await asyncio.sleep(0)
-        tree = tree_of(snapshot)
-        await asyncio.sleep(0)
-        return tree
+        return await aside(partial(tree_of, snapshot))
 
     async def resources(self) -> str:
         return _text(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))

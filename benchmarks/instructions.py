@@ -19,7 +19,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiohttp_observe import middleware, plugin
+from aiohttp_observe import plugin
+from aiohttp_observe.middleware import recorder
 
 from .load import Traffic, open_loop
 from .request import CONNECTIONS, compared, process
@@ -74,7 +75,7 @@ def _counted(stack: str, requests: int) -> int:
 
 
 def _serve(stack: str) -> None:
-    middleware._SETTLE_DELAY = plugin._LOOK_INTERVAL = _NEVER
+    recorder._SETTLE_DELAY = plugin._LOOK_INTERVAL = _NEVER
     STACKS.update({"all": ours(1.0, loop_watch=None), "all at 1 %": ours(0.01, loop_watch=None)})
     asyncio.run(serve(stack))
 

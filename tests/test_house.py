@@ -16,8 +16,7 @@ HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 FLOORS = (
     {"aside", "texts"},
     {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
-    {"websockets"},
-    {"ending", "flightrecorder", "history", "tasks"},
+    {"flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
     {"admin", "background", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
     {"client", "documents"},

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import hdrs, web, web_protocol
 
-from .exchange import Exchange
+from ..exchange import Exchange
 from .websockets import note_close
 
 __all__ = [
     "handles",
     "has_begun",
     "has_lost",
+    "is_cancelled",
     "is_complete",
     "is_cut_short",
     "is_own",
+    "is_small",
     "result_of",
+    "size_as_sent",
     "tell_end",
 ]
 
@@ -28,6 +32,8 @@ _CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
 _CLIENT_CLOSED_REQUEST = 499
+_SMALL = 65_536
+"""Bytes that a transport takes without having anybody wait."""
 _LEFT = ("CancelledError", "ConnectionResetError", "ClientConnectionResetError", "BrokenPipeError")
 """How a websocket's handler hears that its client has left."""
 
@@ -149,3 +155,22 @@ def _bytes_sent(response: Any) -> int:
     if not sent:  # it was never ended: its writer knows
         sent = getattr(getattr(response, "_payload_writer", None), "output_size", 0)
     return sent
+
+
+def size_as_sent(request: web.Request, received: int) -> int:
+    """The size of the body on the wire: aiohttp counts what it has unpacked."""
+    declared = request.content_length
+    unpacked = hdrs.CONTENT_ENCODING in request.headers and request.content.is_eof()
+    return declared if unpacked and declared is not None else received
+
+
+def is_small(response: Any) -> bool:
+    """Whether ``response`` is sent without waiting for anybody, or running code of the service."""
+    body = getattr(response, "_body", response)  # a stream, file or websocket has none; None was raised
+    return body is None or (type(body) is bytes and len(body) < _SMALL)
+
+
+def is_cancelled(task: asyncio.Task[Any]) -> bool:
+    """Whether ``task`` was cancelled and makes nothing of it; only known from Python 3.11."""
+    cancelling: Callable[[], int] = getattr(task, "cancelling", int)
+    return cancelling() > 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
-from .exchange import Websocket
+from ..exchange import Websocket
 
 __all__ = ["count_messages", "note_close"]
 

@@ -1,21 +1,9 @@
-"""The one middleware: it times a request, drives its handler, tells the truth about its end.
-
-A request has two ends.  The middleware sees its handler return or raise; later, after the
-last byte, it is known which status was really sent (504 for an escaped ``TimeoutError``, 500
-for a crash) and whether the client was still there.  aiohttp tells that to the access logger,
-which is ours if logs are on; else, and where it may not be told, a done-callback on the request's
-own task learns it.  Observers hear ``finished`` from there.
-
-The context variables set here are never reset: aiohttp writes its "Error handling request"
-line in the same task after the middlewares have returned, and a reset would strip the ids
-from exactly that line.  Nothing leaks, because every request has a context of its own.
-"""
+"""The recorder of one application's requests, and what it calls."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable
@@ -24,33 +12,37 @@ from time import perf_counter
 from typing import Any, Protocol, cast
 from weakref import WeakSet
 
-from aiohttp import HttpVersion10, hdrs, web
+from aiohttp import HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Handler, Middleware
-from multidict import istr
 
-from .ending import handles, has_begun, has_lost, is_complete, is_cut_short, is_own, result_of, tell_end
-from .exchange import (
+from ..exchange import (
     CURRENT,
     MALFORMED,
-    METHODS,
     OTHER_METHOD,
     RANDOM,
-    UNMATCHED,
     Ended,
     Exchange,
     Outcome,
     Scope,
     taken,
 )
-from .forks import heed_forks
-from .tasks import adopt, drive, suspended_for
-from .texts import LONGEST_TITLE, title, valid
+from ..forks import heed_forks
+from ..tasks import adopt, drive
+from ..texts import LONGEST_TITLE, title
+from .ending import (
+    handles,
+    has_begun,
+    is_cancelled,
+    is_cut_short,
+    is_small,
+    size_as_sent,
+    tell_end,
+)
+from .flight import REQUEST_ID_HEADER, Flight
 from .websockets import count_messages
 
-__all__ = ["REQUEST_ID_HEADER", "Recorder"]
-
-REQUEST_ID_HEADER = istr("X-Request-ID")
+__all__ = ["Recorder", "user_observers"]
 
 _SETTLE_COUNT = 32
 _SETTLE_DELAY = 0.02
@@ -59,10 +51,6 @@ _SENT_AT_ONCE = 0.01
 """Seconds in which a response may well have been sent without waiting for anybody."""
 _RAISED = (Exception, asyncio.CancelledError)
 """What a hook may raise.  Nobody cancels a plain call: it has asked a cancelled task for its result."""
-_SMALL = 65_536
-"""Bytes that a transport takes without having anybody wait."""
-_well_formed_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
-
 logger = logging.getLogger("aiohttp_observe")
 
 
@@ -164,7 +152,7 @@ class Recorder:
                 raise
             finally:
                 # aiohttp doesn't tell the access logger of a task that is cancelled or fails as it sends.
-                if not self.hears_of_ends or flight.error is not None or not _is_small(response):
+                if not self.hears_of_ends or flight.error is not None or not is_small(response):
                     flight.be_told_of_end()
 
         return observe
@@ -297,14 +285,14 @@ class Recorder:
         if flight.client_left_at is not None:
             flight.abandoned = now - flight.client_left_at
         gone = flight.gone
-        if gone and self.stopping and (failure == "CancelledError" or _is_cancelled(flight.task)):
+        if gone and self.stopping and (failure == "CancelledError" or is_cancelled(flight.task)):
             gone, failure = False, "CancelledError"  # it was the server that left
         try:
             name = flight.task.get_name()
             flight.task_name = name if len(name) < LONGEST_TITLE else title(name)
             received = flight.request.content.total_bytes
             if received:
-                flight.request_size = _as_sent(flight.request, received)
+                flight.request_size = size_as_sent(flight.request, received)
             tell_end(flight, response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
             self.complain("recorder", exc)
@@ -371,13 +359,6 @@ class Recorder:
             )
 
 
-def _as_sent(request: web.Request, received: int) -> int:
-    """The size of the body on the wire: aiohttp counts what it has unpacked."""
-    declared = request.content_length
-    unpacked = hdrs.CONTENT_ENCODING in request.headers and request.content.is_eof()
-    return declared if unpacked and declared is not None else received
-
-
 def _is_malformed(request: web.BaseRequest) -> bool:
     """Whether it is what aiohttp makes of a request that its parser has refused."""
     return request.method == "UNKNOWN" and request.version == HttpVersion10 and not request.headers
@@ -397,140 +378,10 @@ def _malformed(request: web.BaseRequest, scope: Scope) -> Exchange:
     )
 
 
-class Flight(Exchange):
-    """The exchange of a request on its way, and what the recorder keeps of that until it has ended.
-
-    One object for both, since every object a request needs costs it as much as a function call.
-    """
-
-    request: web.Request
-    writer: AbstractStreamWriter
-    task: asyncio.Task[Any]
-    response: web.StreamResponse | None = None
-    error: str | None = None
-    gone = False
-
-    def __init__(self, recorder: Recorder, request: web.Request, writer: AbstractStreamWriter) -> None:
-        headers, path = request.headers, request.rel_url.raw_path
-        claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
-        try:
-            resource = request.match_info.route.resource
-            self.route = UNMATCHED if resource is None else resource.canonical
-        except Exception:  # of a router or resource of the service's own, which needn't know of any of that
-            self.route = UNMATCHED
-        self.started = perf_counter()
-        self.scope = recorder.scope
-        if claimed is not None and _well_formed_id(claimed):
-            self.request_id = claimed
-        else:
-            self.drawn = drawn = RANDOM.getrandbits(128)
-            self.request_id = "%032x" % drawn  # noqa: UP031 - a third faster than with a format specifier
-        self.method = METHODS.get(request.method, OTHER_METHOD)
-        self.path = path if path.isascii() else valid(path)
-        self.client_address = request.remote or None
-        self.user_agent = agent if agent is None or agent.isascii() else valid(agent)
-        self.recorder = recorder
-        self.request = request
-        self.writer = writer
-        self.task = asyncio.current_task()  # type: ignore[assignment]
-
-    def let_go(self) -> None:
-        """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
-        self.request = self.writer = self.task = self.response = None  # type: ignore[assignment]
-
-    def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
-        """The handler goes on: part of the wait may have been for the loop, which had other work."""
-        try:
-            self._split_wait(coro, future, callbacks, since, until)
-        except Exception as exc:  # nothing of ours may reach the handler
-            self.recorder.complain("recorder", exc)
-
-    def held(self, seconds: float) -> None:
-        """The handler has held the loop."""
-        try:
-            if self.scope.held is not None:
-                self.scope.held(self, seconds)
-        except Exception as exc:  # nothing of ours may reach the handler
-            self.recorder.complain("recorder", exc)
-
-    def _split_wait(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
-        stalled = self.scope.stalled_since
-        stalled_since = None if stalled is None else stalled(until)
-        if stalled_since is not None:
-            stalled_since = max(stalled_since, since)
-            self.ready += until - stalled_since
-            until = stalled_since
-        self.add_wait(suspended_for(coro, future, callbacks), until - since)
-
-    def add_wait(self, kind: str, seconds: float) -> None:
-        """It has waited for that."""
-        self.waiting = {**self.waiting, kind: self.waiting.get(kind, 0.0) + seconds}
-
-    def raised(self, error: BaseException) -> None:
-        """The handler has; aiohttp makes a response of it, unless its task is cancelled."""
-        if self.has_landed():
-            return
-        if has_lost(self.request):
-            self.gone = not is_complete(self.response)
-        if not isinstance(error, web.HTTPException) or self.websocket is not None:
-            self.error = type(error).__qualname__
-        elif error.status < 500:
-            return
-        if isinstance(error, Exception):
-            self.recorder.tell_raised(self, error)
-
-    def has_landed(self) -> bool:
-        """Whether it has been told, though its handler may still be at work: see `Recorder.close`."""
-        return self.duration is not None
-
-    def be_told_of_end(self) -> None:
-        """Have `landed` called."""
-        if not self.has_landed():
-            self.task.add_done_callback(self.landed)
-
-    def land_with(self, task: asyncio.Task[Any]) -> None:
-        """The request's own is ``task``, not the one its handler was called in."""
-        self.task = task
-        self.be_told_of_end()
-
-    def landed_unnoticed(self) -> None:
-        """As `landed`, but some while ago: if nothing was sent, that was when its handler had ended."""
-        self.landed(self.task, None if has_begun(self.response) else self.suspended_at)
-
-    def landed(self, task: asyncio.Task[Any], ended: float | None = None) -> None:
-        """The request's own task has ended: who doesn't hear of the end otherwise learns it here."""
-        if task is not self.task or self._is_handled():
-            return
-        reset, failure = result_of(task)
-        # What is cancelled while it sends has lost its client: `Recorder.end` knows of shutting down.
-        self.gone = self.gone or reset or (failure == "CancelledError" and self.error is None)
-        self.recorder.end(self, self.response, failure and (self.error or failure), ended)
-
-    def _is_handled(self) -> bool:
-        """Whether some middleware outside ours, or aiohttp that sends, is still at it in another task."""
-        protocol = self.request.protocol
-        handled = getattr(protocol, "_current_request", None)
-        if handled is not None:
-            return bool(handled.writer is self.writer)
-        return getattr(protocol, "_request_in_progress", False) and not is_own(self.task)
-
-
-def _is_cancelled(task: asyncio.Task[Any]) -> bool:
-    """Whether ``task`` was cancelled and makes nothing of it; only known from Python 3.11."""
-    cancelling: Callable[[], int] = getattr(task, "cancelling", int)
-    return cancelling() > 0
-
-
 def _in_context_of(task: asyncio.Task[Any], call: Callable[[], None]) -> None:
     """Run ``call`` where ``task`` ran; only known from Python 3.12."""
     context = getattr(task, "get_context", None)
     call() if context is None else context().run(call)
-
-
-def _is_small(response: Any) -> bool:
-    """Whether ``response`` is sent without waiting for anybody, or running code of the service."""
-    body = getattr(response, "_body", response)  # a stream, file or websocket has none; None was raised
-    return body is None or (type(body) is bytes and len(body) < _SMALL)
 
 
 def user_observers(observers: Iterable[object]) -> list[tuple[str, object]]:
