@@ -24,6 +24,7 @@ from .tasks import (
     LoopState,
     Snapshot,
     Tree,
+    cancel,
     find_tasks,
     findings_to_dict,
     is_forgotten,
@@ -204,7 +205,7 @@ class Documents:
 
     def cancel(self, tasks: list[asyncio.Task[Any]]) -> list[int]:
         for task in tasks:
-            self.loop.call_soon_threadsafe(_cancel, task)
+            self.loop.call_soon_threadsafe(cancel, task)
         return [number_of(task) for task in tasks]
 
     async def _snapshot(self, **filters: Any) -> Snapshot:
@@ -219,12 +220,6 @@ def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
     """The service may end meanwhile: then there is nothing to keep."""
     if not bundling.cancelled():
         bundling.exception()
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    """Up to Python 3.10 asyncio follows a ring of tasks that await each other for ever."""
-    with suppress(RecursionError):
-        task.cancel()
 
 
 def _is_stuck(exchange: Exchange, now: float) -> bool:

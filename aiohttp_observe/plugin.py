@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
 
 logger = logging.getLogger("aiohttp_observe")
 
+_Receiver = Callable[[web.Application], Awaitable[object]]
 _LOOK_INTERVAL = 0.25
 """Seconds between looks for clients that have left, and the like."""
 
@@ -134,6 +136,7 @@ class Observability:
         self.incidents = Incidents()
         self.documents = Documents(self.recorder, self.flights, self.incidents)
         self._pillars = pillars
+        self._closing = AsyncExitStack()
         self._install_pillars(app)
         self._add_observers(observers)
         self._wire(app)
@@ -226,18 +229,31 @@ class Observability:
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
             if not app.on_cleanup.frozen:
-                app.on_cleanup.append(self._close)
+                app.on_cleanup[:] = [*map(self._closing_if_it_fails, app.on_cleanup), self._close]
             yield
             await self._drain(app)  # what the service's own clean-up has spawned
             if app.on_cleanup.frozen and self._close in app.on_cleanup:
-                self._closing = _Closing(stack.pop_all())
+                self._closing = stack.pop_all()
                 return
         SCOPE.set(None)
+
+    def _closing_if_it_fails(self, receiver: _Receiver) -> _Receiver:
+        """``on_cleanup`` ends with the first receiver that raises: ours, the last, would never be called."""
+
+        @wraps(receiver)
+        async def receive(app: web.Application) -> None:
+            try:
+                await receiver(app)
+            except BaseException:
+                await self._close(app)
+                raise
+
+        return receive
 
     async def _close(self, app: web.Application) -> None:
         """After the last ``on_cleanup`` of the service, whose lines and failures are told of, too."""
         await self._drain(app)
-        await self._closing.close()
+        await self._closing.aclose()
         SCOPE.set(None)
 
     async def _serve_apart(self, stack: AsyncExitStack) -> None:
@@ -313,22 +329,6 @@ class Observability:
         return lambda: timer.cancel()
 
 
-class _Closing:
-    """Closes ``stack`` when told to, or when the loop's end cancels what is left: clean-up may fail."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._due = asyncio.Event()
-        self._task = asyncio.create_task(self._wait_and_close(stack), name="aiohttp-observe-closing")
-
-    async def _wait_and_close(self, stack: AsyncExitStack) -> None:
-        async with stack:
-            await self._due.wait()
-
-    async def close(self) -> None:
-        self._due.set()
-        await self._task
-
-
 OBSERVABILITY: web.AppKey[Observability] = web.AppKey("OBSERVABILITY", Observability)
 """Where an application keeps its `Observability`."""
 
@@ -353,6 +353,11 @@ def _check_paths(app: web.Application, paths: list[str]) -> None:
         if path in taken:
             raise RuntimeError(
                 f"the path {path} is taken: choose another with Metrics(path=...) or Admin(path=...)"
+            )
+        if any(path.startswith(f"{other}/") for other in paths):
+            raise RuntimeError(
+                f"the path {path} is below Admin's or Metrics', which says who may look there: "
+                "choose another with Metrics(path=...) or Admin(path=...)"
             )
         taken.append(path)
 

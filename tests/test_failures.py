@@ -249,8 +249,10 @@ def unraisable_aside(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
 async def test_the_warning_itself_stays_as_it_was(registry: CollectorRegistry) -> None:
     app = application(registry)
     async with serving(app):
-        with pytest.warns(RuntimeWarning, match=r"coroutine 'lose' was never awaited"):
+        with pytest.warns(RuntimeWarning, match=r"coroutine 'lose' was never awaited") as caught:
             lose()  # type: ignore[unused-coroutine]
+    (warning,) = caught
+    assert warning.filename == __file__  # filters go by it
 
 
 async def test_coroutines_never_awaited_can_be_left_out(registry: CollectorRegistry) -> None:
@@ -488,6 +490,29 @@ async def test_clean_up_goes_on_without_a_task_that_will_not_stop(
         f"work (waits for Event.wait at {place})"
     )
     assert outcomes(registry) == {("work", "abandoned"): 1}
+
+
+async def test_tasks_that_await_each_other_end_with_the_rest(registry: CollectorRegistry) -> None:
+    """Cancelling one of them has asyncio follow the ring without end."""
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def wait_for(other: str) -> None:
+        await asyncio.sleep(0)
+        await tasks[other]
+
+    async def handler(request: web.Request) -> web.Response:
+        tasks.update({name: spawn(wait_for(other), name=name) for name, other in ("ab", "ba")})
+        tasks["c"] = spawn(asyncio.sleep(3600), name="c")
+        await asyncio.sleep(0)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=Metrics(registry=registry))
+    async with serving(app) as service:
+        await service.get("/")
+    assert [tasks[name].cancelled() for name in "abc"] == [True, True, True]
+    assert outcomes(registry) == {(name, "cancelled"): 1 for name in "abc"}
 
 
 async def test_what_a_task_spawns_while_it_is_cancelled_ends_too(registry: CollectorRegistry) -> None:

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from aiohttp_observe import (
     CLIENT_SESSION,
     OBSERVABILITY,
+    Admin,
     Exchange,
     Logs,
     Metrics,
@@ -146,6 +147,12 @@ def test_a_root_over_a_sub_application_that_was_set_up_is_refused(registry: Coll
     root.add_subapp("/nested", nested)
     with pytest.raises(RuntimeError, match="on the root application only"):
         setup_observability(root)
+
+
+def test_a_page_below_another_is_refused() -> None:
+    """Whose token would guard it?"""
+    with pytest.raises(RuntimeError, match="the path /_tasks/metrics is below Admin's or Metrics'"):
+        setup_observability(application(), metrics=Metrics(path="/_tasks/metrics"))
 
 
 async def test_a_sub_application_that_was_set_up_is_refused_at_start_up(registry: CollectorRegistry) -> None:
@@ -464,24 +471,32 @@ async def test_the_services_own_resources_are_still_observed(registry: Collector
     assert told == ["opened", "closed", "forgotten"]
 
 
-def test_a_clean_up_that_fails_restores_with_the_loops_end(registry: CollectorRegistry) -> None:
-    """What is registered after it is not called any more, and ours is the last."""
+@pytest.mark.parametrize("where", ["before ours", "after ours", "cleanup_ctx"])
+async def test_a_clean_up_that_fails_restores_all_the_same(where: str, registry: CollectorRegistry) -> None:
+    """What is registered after one that raises is not called any more, and ours is the last."""
 
     async def broken(app: web.Application) -> None:
         raise ConnectionError("no database")
 
-    async def serve() -> None:
-        app = application()
-        app.on_cleanup.append(broken)
-        logs = Logs(stream=io.StringIO(), replace=True)
-        setup_observability(app, metrics=Metrics(registry=registry), logs=logs)
-        async with serving(app):
-            pass
+    async def broken_context(app: web.Application) -> AsyncIterator[None]:
+        yield
+        raise ConnectionError("no database")
 
-    before = logging.root.handlers[:], logging.getLogRecordFactory(), sys.unraisablehook
+    app = application()
+    if where == "before ours":
+        app.on_cleanup.append(broken)
+    logs = Logs(stream=io.StringIO(), replace=True)
+    before = surroundings()
+    setup_observability(app, metrics=Metrics(registry=registry), logs=logs, admin=Admin(port=0))
+    if where == "after ours":
+        app.on_cleanup.append(broken)
+    if where == "cleanup_ctx":
+        app.cleanup_ctx.append(broken_context)
     with pytest.raises(ConnectionError, match="no database"):
-        asyncio.run(serve())
-    assert (logging.root.handlers, logging.getLogRecordFactory(), sys.unraisablehook) == before
+        async with serving(app):
+            session = app[CLIENT_SESSION]
+    assert session.closed
+    assert surroundings() == before
     assert not threads()
 
 

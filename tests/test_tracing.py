@@ -116,10 +116,10 @@ async def test_nested_applications_and_middlewares_make_one_span(spans: Spans) -
 
 
 @contextmanager
-def official_instrumentor(spans: Spans) -> Iterator[None]:
+def official_instrumentor(spans: Spans | None) -> Iterator[None]:
     with warnings.catch_warnings():  # aiohttp warns of the subclass that the instrumentor makes
         warnings.simplefilter("ignore", DeprecationWarning)
-        AioHttpServerInstrumentor().instrument(tracer_provider=spans.provider)
+        AioHttpServerInstrumentor().instrument(tracer_provider=spans and spans.provider)
     try:
         yield
     finally:
@@ -200,6 +200,31 @@ async def test_the_official_middleware_added_by_hand_makes_no_second_span(spans:
         await service.get("/")
         exchange = await witness.next()
     assert the_one(spans, exchange)[0] == OURS
+
+
+@pytest.mark.parametrize("headers", [{}, {"traceparent": PARENT}], ids=["no trace", "a trace"])
+async def test_where_the_instrumentor_has_no_provider_ours_is_the_one(
+    headers: dict[str, str], spans: Spans
+) -> None:
+    """It makes none then: what is current is the client's span, or none."""
+    with official_instrumentor(None):
+        async with traced(spans, app=web.Application()) as (service, witness):
+            await service.get("/", headers=headers)
+            exchange = await witness.next()
+    name, span = the_one(spans, exchange)
+    assert name == OURS
+    assert (span.parent is None) == (not headers)
+
+
+async def test_where_the_instrumentor_samples_nothing_its_ids_are_used() -> None:
+    spans = Spans(sampler=ParentBased(ALWAYS_OFF))
+    with official_instrumentor(spans):
+        async with traced(spans, app=web.Application()) as (service, witness):
+            await service.get("/", headers={"traceparent": UNSAMPLED})
+            exchange = await witness.next()
+    assert spans.all == ()
+    assert exchange.trace_id == TRACE_ID
+    assert exchange.span_id != PARENT_ID
 
 
 async def test_what_the_instrumentor_leaves_out_has_no_span(
@@ -733,7 +758,7 @@ async def test_a_thread_that_touches_the_span_as_its_request_ends_costs_it_nothi
             for thread in threads:
                 thread.join()
     assert not raised
-    assert [attributes(span).get("http.response.status_code") for span in spans.all] == [200] * 1500
+    assert [attributes(span).get("http.response.status_code") for span in spans.servers] == [200] * 1500
 
 
 @contextmanager

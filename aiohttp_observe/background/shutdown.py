@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from ..exchange import Scope
-from ..tasks import whereabouts
+from ..tasks import cancel, whereabouts
 
 __all__ = ["drain"]
 
@@ -29,7 +29,7 @@ async def drain(scope: Scope, timeout: float) -> None:
         for worker in scope.workers:
             worker.closing = True
         for task in running:
-            task.cancel()
+            cancel(task)
         _, stubborn = await asyncio.wait(running, timeout=max(deadline - perf_counter(), 0))
         if stubborn:
             _give_up(scope, sorted(stubborn, key=lambda task: task.get_name()), timeout)

@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 from ..exchange import Exchange, current_exchange
@@ -71,6 +71,7 @@ class _Hearing:
         self.original = original
         self.calls_original = calls_original
         self._tell = tell
+        self._pass_on = _one_frame_deeper(original) if _warns(original) else original
 
     def __call__(self, told: Any) -> None:
         listeners = list(self.listeners)
@@ -83,7 +84,22 @@ class _Hearing:
             except Exception:
                 listener.meter.internal_error("failures")
         if self.calls_original:
-            self.original(told)
+            self._pass_on(told)
+
+
+def _warns(original: Any) -> bool:
+    """Whether it is Python's own way to warn of a coroutine, in the name of whoever has called it."""
+    plain = isinstance(original, FunctionType) and original.__closure__ is None
+    return plain and original.__module__ in ("warnings", "_py_warnings")  # the second from Python 3.14
+
+
+def _one_frame_deeper(original: Any) -> Callable[[Any], Any]:
+    """The same, in the name of who has called the one that calls it: filters of warnings go by the file."""
+
+    def warn(message: str, category: type[Warning], stacklevel: int, source: Any) -> None:
+        warnings.warn(message, category, stacklevel + 2, source)
+
+    return FunctionType(original.__code__, {**original.__globals__, "warn": warn})
 
 
 def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: Listener) -> None:

@@ -31,6 +31,7 @@ loop is blocked.
 ==============  ==================================================================
 """
 
+from .cancelling import cancel
 from .drive import drive
 from .forgotten import is_forgotten
 from .holding import note_contention
@@ -89,6 +90,7 @@ __all__ = [
     "adopt",
     "birth_of",
     "caller_of",
+    "cancel",
     "count_tasks",
     "drive",
     "exchange_of",

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 __all__ = ["instrumentors_place", "is_instrumented", "is_within_instrumentor", "without_instrumentor"]
 
 _INSTRUMENTOR = "opentelemetry.instrumentation.aiohttp_server"
-_OURS = "aiohttp_observe.middleware"
+_OURS = "aiohttp_observe.middleware.recorder"
 
 
 def is_instrumented(app: web.Application) -> bool:

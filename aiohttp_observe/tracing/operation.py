@@ -16,6 +16,7 @@ from opentelemetry.trace import Span
 
 from ..exchange import Meter, current_exchange, current_scope
 from ..options import check_instance
+from ..redaction import MARK, in_text, is_secret
 from ..tasks import name_operation
 from ..texts import title, valid
 from .span import fail
@@ -32,6 +33,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
     functions.  ``name`` should be one of few (it labels a metric); what varies goes into
     ``attributes``, which become the span's.  The span has ``async.operation=name``, is
     current within, and the ``with`` gives it.  An exception is recorded and passes through.
+    What is secret in ``attributes``, by its name or form, is redacted as in log fields.
 
     Durations are observed in ``async_operation_duration_seconds{operation, outcome}`` with
     ``ok``, ``error`` or ``cancelled``.
@@ -43,7 +45,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
     def __init__(self, name: str, /, **attributes: Any) -> None:
         check_instance("operation(name)", name, str)
         self._name = valid(title(name))
-        self._attributes = attributes
+        self._attributes = {key: _redacted(key, value) for key, value in attributes.items()}
 
     def __enter__(self) -> Span:
         self._scope = scope = current_scope()
@@ -121,6 +123,12 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
                 return function(*args, **kwargs)
 
         return call  # type: ignore[return-value]
+
+
+def _redacted(name: str, value: Any) -> Any:
+    if is_secret(name):
+        return MARK
+    return in_text(value) if isinstance(value, str) else value
 
 
 def _task_or_none() -> asyncio.Task[Any] | None:

@@ -104,11 +104,10 @@ class ServerTracer:
     # Hooks of a request
 
     def started(self, exchange: Exchange, request: web.BaseRequest) -> None:
-        if self._yields_to_instrumentor:
-            span: RequestSpan | None = Borrowed.of(trace.get_current_span())
-        elif self._excluded is not None and self._excluded.url_disabled(request.path):
-            return
-        else:
+        span: RequestSpan | None = self._instrumentors(request) if self._yields_to_instrumentor else None
+        if span is None:
+            if self._excluded is not None and self._excluded.url_disabled(request.path):
+                return
             context = self._incoming(request)
             span = self._start_server_span(context, exchange, request)
             if span is not None:
@@ -130,6 +129,18 @@ class ServerTracer:
         span: RequestSpan | None = exchange.span  # type: ignore[assignment]
         if span is not None:
             exchange.span = span.finish(exchange)
+
+    def _instrumentors(self, request: web.BaseRequest) -> Borrowed | None:
+        """The span that the official instrumentor has made; ``None`` if it traces nothing.
+
+        Without a provider to make spans, what is current is the client's, or none.
+        """
+        current = trace.get_current_span()
+        span = Borrowed.of(current)
+        if span is None or current.is_recording():
+            return span
+        client = trace.get_current_span(self._incoming(request)).get_span_context()
+        return None if client.span_id == span.span_id else span
 
     def _carry(self, span: RequestSpan | None) -> None:
         """Show the chosen baggage on the log lines and spans of this request."""
