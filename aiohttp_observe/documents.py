@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Any
 
 from .aside import aside
+from .background import Worker, workers_of
 from .bundles import Bundles
 from .exchange import Exchange
 from .flightrecorder import FlightRecorder
@@ -21,6 +24,7 @@ from .loopwatch import LoopMonitor
 from .middleware import Recorder
 from .profile import profile
 from .tasks import (
+    Finding,
     LoopState,
     Snapshot,
     Tree,
@@ -33,6 +37,7 @@ from .tasks import (
     number_of,
     resources_to_dict,
     snapshot_without_blocking,
+    take_snapshot,
     tree_lines,
     tree_of,
     tree_pieces,
@@ -49,6 +54,9 @@ _MOST_IN_BUNDLE = 500
 _LONG_BLOCK_SECONDS = 1.0
 _BUNDLE_INTERVAL = 60.0
 """Blocks of which a bundle is kept, and seconds from one to the next."""
+_MOST_FINDINGS = 10
+_RESTARTS = 2
+"""Of a worker, after which it is told."""
 _STUCK_SECONDS = 1.0
 _MOST_LOOKED_AT = 50
 
@@ -209,7 +217,18 @@ class Documents:
         return [number_of(task) for task in tasks]
 
     async def _snapshot(self, **filters: Any) -> Snapshot:
-        return await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
+        snapshot = await snapshot_without_blocking(self.loop, loop_state=self.loop_state(), **filters)
+        return self._with_more_findings(snapshot)
+
+    def snapshot(self, **filters: Any) -> Snapshot:
+        """The same at once; raises what `take_snapshot` does."""
+        return self._with_more_findings(take_snapshot(self.loop, loop_state=self.loop_state(), **filters))
+
+    def _with_more_findings(self, snapshot: Snapshot) -> Snapshot:
+        """What no task shows, as it has ended."""
+        self._recorder.settle()
+        more = [*_failing(self._flights.failing()), *_failed(workers_of(self._recorder.scope))]
+        return replace(snapshot, findings=(*snapshot.findings, *more[:_MOST_FINDINGS]))
 
     def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
         task = getattr(exchange, "task", None)  # until it lands, maybe while another thread looks
@@ -220,6 +239,25 @@ def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
     """The service may end meanwhile: then there is nothing to keep."""
     if not bundling.cancelled():
         bundling.exception()
+
+
+def _failing(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
+    for method, route, error in routes:
+        yield Finding(f"{method} {route} fails: the last requests all ended with {error}", "failing", ())
+
+
+def _failed(workers: Iterable[Worker]) -> Iterator[Finding]:
+    for worker in workers:
+        if worker.state == "failed":
+            sentence = f"worker {worker.name} has failed with {worker.last_error}, and isn't started again"
+        elif worker.state == "backing_off" and worker.restarts >= _RESTARTS and worker.last_error is not None:
+            sentence = (
+                f"worker {worker.name} fails again and again, the last time with {worker.last_error}: "
+                f"it was started again {worker.restarts} times"
+            )
+        else:
+            continue
+        yield Finding(sentence, "worker", ())
 
 
 def _is_stuck(exchange: Exchange, now: float) -> bool:

@@ -28,6 +28,8 @@ _CLASSES = ("<=10ms", "<=50ms", "<=100ms", "<=500ms", "<=1s", "<=5s", ">5s")
 _MOST_FAMILIES = 200
 _KEPT = 5
 """Exchanges of each sort that a family keeps."""
+_JUST_NOW = 60.0
+"""Seconds."""
 _MOST_IN_FLIGHT = 500
 _SLICE = 10
 
@@ -75,6 +77,14 @@ class FlightRecorder:
         )
         yield f'],"left_out":{max(0, len(flying) - _MOST_IN_FLIGHT)}}}'
 
+    def failing(self) -> Iterator[tuple[str, str, str]]:
+        """Method, route and error of those whose last requests have all failed, just now; in any thread."""
+        since = perf_counter() - _JUST_NOW
+        for (method, route), family in list(self._families.items()):
+            recent = family.recent
+            if len(recent) == _KEPT and all(map(_is_failed, recent)) and _ended(recent[-1]) >= since:
+                yield method, route, str(recent[-1].error_type)
+
     def find(self, request_id: str, state_of: StateOf) -> dict[str, Any] | None:
         """The document of ``/_tasks/requests/{request_id}``, if it is known.
 
@@ -104,13 +114,13 @@ class _Family:
         self._fastest_kept = -1.0
         self._slowest: list[tuple[float, int, Exchange]] = []
         self._failed: list[Exchange] = []
-        self._recent: list[Exchange] = []
+        self.recent: list[Exchange] = []
 
     def add(self, alike: Sequence[Exchange], *, failed: bool) -> None:
         """Requests that have ended alike."""
         self._count += len(alike)
         self._busy += sum([exchange.busy for exchange in alike])
-        self._recent = _newest(self._recent, alike)
+        self.recent = _newest(self.recent, alike)
         if failed:
             self._errors += len(alike)
             self._failed = _newest(self._failed, alike)
@@ -146,7 +156,7 @@ class _Family:
             self._fastest_kept = self._slowest[0][0]
 
     def kept(self) -> Iterator[Exchange]:
-        yield from reversed(self._recent)
+        yield from reversed(self.recent)
         yield from reversed(self._failed)
         yield from (exchange for _, _, exchange in list(self._slowest))
 
@@ -162,7 +172,7 @@ class _Family:
             "waiting": _rounded(self._waiting),
             "slowest": [_brief(exchange) for _, _, exchange in slowest],
             "failed": [_brief(exchange) for exchange in reversed(self._failed)],
-            "recent": [_brief(exchange) for exchange in reversed(self._recent)],
+            "recent": [_brief(exchange) for exchange in reversed(self.recent)],
         }
 
 
@@ -177,6 +187,10 @@ def _listed(items: Iterable[Any]) -> Iterator[str]:
 def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:
     """Of both, each oldest first, the last to end: those that ended otherwise may come before or after."""
     return sorted([*kept, *ended[-_KEPT:]], key=_ended)[-_KEPT:]
+
+
+def _is_failed(exchange: Exchange) -> bool:
+    return exchange.status is None or exchange.status >= 500
 
 
 def _ended(exchange: Exchange) -> float:

@@ -30,7 +30,7 @@ from .loopwatch import Bystanders, LoopMonitor, LoopWatch
 from .metrics import Metrics, ServerMetrics
 from .middleware import Recorder, user_observers
 from .options import check_instance
-from .tasks import Snapshot, Tasks, count_tasks, take_snapshot
+from .tasks import Snapshot, Tasks, count_tasks
 from .tracing import ServerTracer, Tracing, instrumentors_place, is_instrumented, without_instrumentor
 
 __all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
@@ -146,8 +146,7 @@ class Observability:
 
         Works from any thread.  Raises ``RuntimeError`` while the application isn't running.
         """
-        documents = self.documents
-        return take_snapshot(documents.loop, loop_state=documents.loop_state(), **filters)
+        return self.documents.snapshot(**filters)
 
     def workers(self) -> list[Worker]:
         """The health of the workers that ``spawn(..., restart=...)`` has started, oldest first.

@@ -18,6 +18,7 @@ from aiohttp_observe import (
     Metrics,
     operation,
     setup_observability,
+    spawn,
 )
 from aiohttp_observe.exchange import Scope
 from aiohttp_observe.flightrecorder import FlightRecorder
@@ -188,3 +189,40 @@ class Unhashable(str):
 def test_a_route_that_cannot_be_told_apart_costs_no_other_request() -> None:
     ends = (ended(1), ended(2, route=Unhashable("/odd")), ended(3))
     assert kept_of(*ends)["recent"] == ["r3", "r1"]
+
+
+# What the verdict says of them
+
+
+async def verdict(service: Service) -> list[str]:
+    told: list[str] = json.loads((await service.get("/_tasks")).text)["verdict"]
+    return told
+
+
+async def test_a_route_whose_last_requests_have_all_failed_stands_out(registry: CollectorRegistry) -> None:
+    async with serving(application(registry)) as service:
+        for _ in range(4):
+            await service.get("/crash")
+            await service.get("/nowhere")
+        assert await verdict(service) == []
+        await service.get("/crash")
+        assert await verdict(service) == ["GET /crash fails: the last requests all ended with LookupError"]
+
+
+async def test_so_does_a_worker_that_fails_again_and_again(registry: CollectorRegistry) -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    app = application(registry)
+
+    async def start(app: web.Application) -> None:
+        spawn(fail, name="refresh", restart="on-failure", backoff=(0.001, 3600))
+        spawn(fail, name="once", restart="never")
+
+    app.on_startup.append(start)
+    async with serving(app) as service:
+        await until(lambda: any(each.restarts > 5 for each in app[OBSERVABILITY].workers()), "the restarts")
+        await until(lambda: app[OBSERVABILITY].workers()[0].state == "backing_off", "a pause")
+        again, once = await verdict(service)
+    assert again.startswith("worker refresh fails again and again, the last time with LookupError: it was ")
+    assert once == "worker once has failed with LookupError, and isn't started again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from .model import CoroCount, Frame, Group, Summary
 from .places import is_library
@@ -29,6 +30,11 @@ class Crowd:
         self.own = 0
         self.first = first
         self.oldest: float | None = None
+
+    def waits_in(self, kinds: Collection[str]) -> bool:
+        """Whether they wait, in one of ``kinds``."""
+        reading = self.first.reading
+        return reading is not None and reading.kind in kinds
 
     @property
     def line(self) -> Frame | None:
@@ -91,9 +97,10 @@ class Groups:
             by_coro=tuple(CoroCount(coro, n, oldest.get(coro)) for coro, n in by_coro.most_common()),
         )
 
-    def requests(self) -> int:
-        """How many of the tasks are a request's own."""
-        return sum(crowd.own for crowd in self._crowds.values())
+    def requests(self, kinds: Collection[str] | None = None) -> int:
+        """How many of the tasks are a request's own, and wait in one of ``kinds``."""
+        crowds = self._crowds.values()
+        return sum(crowd.own for crowd in crowds if kinds is None or crowd.waits_in(kinds))
 
     def top(self) -> tuple[Group, ...]:
         """The largest, in words."""

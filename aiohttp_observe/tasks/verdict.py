@@ -22,9 +22,11 @@ _CROWD = 10
 _LONG_SECONDS = 10.0
 """Time for which a lock that anybody waits for is held that is worth one however few wait."""
 _SHARE = 0.5
-"""Share of the requests in flight that wait at one line that is worth one."""
-_IDLE = {None, "http_server_idle", "queue_get", "sleep", "websocket"}
-"""Waits that many may be in while all is well."""
+"""Share of the requests at work that wait at one line that is worth one."""
+_IDLE = {"http_server_idle", "queue_get", "sleep", "websocket"}
+"""Waits that many may be in while all is well: those who are in them are not at work."""
+_NEVER_IDLE = {"connect", "dns", "executor", "http_client", "lock", "semaphore", "subprocess"}
+"""Waits for somebody's work, which nobody is in for long while all is well."""
 _MOST = 20
 
 
@@ -74,6 +76,7 @@ class _Verdict:
         self._meetings = meetings
         self._groups = groups
         self._requests = groups.requests()
+        self._at_work = self._requests - groups.requests(_IDLE)
 
     def deadlock(self, cycle: Sequence[int]) -> Finding:
         names = [self._name_of(task) for task in (*cycle, cycle[0])]
@@ -102,7 +105,8 @@ class _Verdict:
             reading = crowd.first.reading
             if reading is None or reading.kind in _IDLE or crowd.line in told:
                 continue
-            if crowd.own >= _SHARE * self._requests:
+            is_old = reading.kind in _NEVER_IDLE and (crowd.oldest or 0.0) >= _LONG_SECONDS
+            if is_old or crowd.own >= _SHARE * self._at_work:
                 yield self._crowd(crowd, reading.detail)
 
     def _crowd(self, crowd: Crowd, detail: str) -> Finding:

@@ -38,11 +38,19 @@ async def wait_for_event(event: asyncio.Event) -> None:
     await event.wait()
 
 
-def serve(tasks: list[asyncio.Task[Any]]) -> None:
+async def wait_elsewhere(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def acquire(semaphore: asyncio.Semaphore) -> None:
+    await semaphore.acquire()
+
+
+def serve(tasks: list[asyncio.Task[Any]], age: float = 0.0) -> None:
     """Make each a request's own task."""
+    began = perf_counter() - age
     for number, task in enumerate(tasks):
-        exchange = Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, perf_counter())
-        adopt(task, exchange)
+        adopt(task, Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, began))
 
 
 def findings(**more: Any) -> tuple[Finding, ...]:
@@ -158,10 +166,27 @@ class TestCrowd:
 
     async def test_is_none_of_less_than_half_the_requests(self) -> None:
         event = asyncio.Event()
-        elsewhere = [asyncio.sleep(60) for _ in range(13)]
+        elsewhere = [coro for _ in range(9) for coro in (wait_elsewhere(event), event.wait())]
         async with suspended(*(wait_for_event(event) for _ in range(12)), *elsewhere) as tasks:
             serve(tasks)
             assert findings() == ()
+
+    async def test_is_told_however_many_others_are_idle(self) -> None:
+        event = asyncio.Event()
+        idle = [asyncio.sleep(60) for _ in range(40)]
+        async with suspended(*(wait_for_event(event) for _ in range(12)), *idle) as tasks:
+            serve(tasks)
+            (finding,) = findings()
+        assert finding.sentence.startswith("12 of 52 requests wait for Event.wait at ")
+
+    @pytest.mark.parametrize(("age", "kinds"), [(1.0, []), (12.0, ["crowd"])])
+    async def test_of_few_is_told_once_it_is_old(self, age: float, kinds: list[str]) -> None:
+        """For what nobody waits for long while all is well."""
+        event, semaphore = asyncio.Event(), asyncio.Semaphore(0)
+        others = [wait(event) for wait in (wait_for_event, wait_elsewhere) for _ in range(9)]
+        async with suspended(*(acquire(semaphore) for _ in range(10)), *others) as tasks:
+            serve(tasks, age)
+            assert [finding.kind for finding in findings()] == kinds
 
     async def test_is_none_of_those_that_may_well_be_idle(self) -> None:
         queue = asyncio.Queue[int]()
