@@ -154,7 +154,7 @@ class Exchange:
     ``waiting``                  seconds it waited, by wait kind; those under 1 ms aren't told, nor a
                                  ``response`` that was sent within 10 ms
     ``suspended_at``             when it last gave the loop back, ``None`` if it never did
-    ``client_left_at``           when its client was seen to have left before the end
+    ``client_left_at``           when its client has left before the end, to an eighth of a second
     ``abandoned``                seconds worked after the client had left
     ``request_size``             bytes of the request's body that were received
     ``response_size``            bytes of the response's body that were sent

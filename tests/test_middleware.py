@@ -487,17 +487,19 @@ async def test_a_client_that_leaves_cancels_its_handler(
     assert (exchange.status, exchange.error_type) == (499, "client_disconnected")
 
 
-async def test_work_for_a_client_that_has_left_is_told(registry: CollectorRegistry, witness: Witness) -> None:
+@pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "over before it was"])
+async def test_work_for_a_client_that_has_left_is_told(
+    noticed: bool, registry: CollectorRegistry, witness: Witness
+) -> None:
     """By default aiohttp lets the handler work on to its end, and the request "succeeds"."""
-    finish = asyncio.Event()
 
     async def work(request: web.Request) -> web.Response:
-        await finish.wait()
+        if noticed:
+            await until(lambda: witness.begun[0].client_left_at is not None, "somebody to notice")
+        await until(lambda: request.transport is None, "the client to have left")
         return web.Response(text="for nobody")
 
     async with leaving(registry, witness, work):
-        await asyncio.sleep(0.4)  # longer than departures go unnoticed
-        finish.set()
         exchange = await witness.next()
         total = registry.get_sample_value("http_server_abandoned_seconds_total", {"http_route": "/"})
     assert (exchange.status, exchange.error_type) == (499, "client_disconnected")

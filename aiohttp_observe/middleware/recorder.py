@@ -93,6 +93,7 @@ class Recorder:
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
         self.stopping = False
+        self._looked_at = 0.0
         self._outliving: Container[AbstractStreamWriter] = ()
         self._complaints: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
@@ -166,6 +167,7 @@ class Recorder:
             return
         if request.transport is None:
             flight.gone = True
+            self._note_departure(flight, perf_counter())
             return
         if flight.response is not None:
             if has_begun(flight.response):
@@ -257,8 +259,14 @@ class Recorder:
         for flight in list(self.in_flight.values()):
             if flight.task.done():
                 _in_context_of(flight.task, flight.landed_unnoticed)
-            elif flight.client_left_at is None and flight.request.transport is None and not self.stopping:
-                flight.client_left_at = now
+            elif flight.request.transport is None:
+                self._note_departure(flight, now)
+        self._looked_at = now
+
+    def _note_departure(self, flight: Flight, now: float) -> None:
+        """Its client has left since the last look, nobody knows when: on average half-way."""
+        if flight.client_left_at is None and not self.stopping:
+            flight.client_left_at = (max(self._looked_at, flight.started) + now) / 2
 
     def close(self) -> None:
         """At clean-up: what hasn't ended works on for nobody, and is told as far as it is, once."""
