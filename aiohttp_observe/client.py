@@ -96,8 +96,8 @@ def _settings_of(app: web.Application | None) -> _Settings:
     settings = app.get(_SETTINGS)
     if settings is None:
         raise RuntimeError(
-            "this application's outbound calls aren't observed: call setup_observability(app) first, "
-            "without client=None, or leave the application out"
+            "this application's outbound calls aren't observed: call setup_observability(app) first, without "
+            "client=None; of a sub-application give the root one, or none"
         )
     return settings
 

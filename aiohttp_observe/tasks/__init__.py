@@ -50,7 +50,7 @@ from .model import (
     TaskInfo,
     Wait,
 )
-from .places import own_line, stack_of
+from .places import own_line
 from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
 from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
@@ -66,7 +66,7 @@ from .tracker import (
     number_of,
     title_of,
 )
-from .tree import Tree, tree_lines, tree_of, tree_pieces, tree_text, tree_to_dict
+from .tree import Tree, tree_lines, tree_of, tree_pieces, tree_text
 from .waits import register_wait_kind
 
 __all__ = [
@@ -106,7 +106,6 @@ __all__ = [
     "register_wait_kind",
     "resources_to_dict",
     "snapshot_without_blocking",
-    "stack_of",
     "suspended_for",
     "take_snapshot",
     "title_of",
@@ -116,7 +115,6 @@ __all__ = [
     "tree_of",
     "tree_pieces",
     "tree_text",
-    "tree_to_dict",
     "waits_for",
     "whereabouts",
 ]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable
 from pathlib import PurePath
-from types import CodeType, FrameType
+from types import CodeType
 
 from .model import Frame
-from .threads import caller_of
 
-__all__ = ["Places", "is_library", "own_line", "place_of", "stack_of"]
+__all__ = ["Places", "is_library", "own_line", "place_of"]
 
 _INSIDE = tuple(
     f"{path}/"
@@ -31,15 +30,6 @@ def place_of(code: CodeType, lasti: int) -> Frame:
                 line = at or line
                 break
     return Frame(code.co_filename, line, code.co_name)
-
-
-def stack_of(frame: FrameType | None) -> tuple[Frame, ...]:
-    """A thread's running frame and its callers, innermost first."""
-    stack = []
-    while frame is not None:
-        stack.append(place_of(frame.f_code, frame.f_lasti))
-        frame = caller_of(frame)
-    return tuple(stack)
 
 
 class Places:

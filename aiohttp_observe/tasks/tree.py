@@ -12,7 +12,7 @@ from typing import Any
 from .model import Frame, Resource, Served, Snapshot, TaskInfo
 from .places import own_line
 
-__all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text", "tree_to_dict"]
+__all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text"]
 
 _SLICE = 100
 """Nodes or edges in one piece of text."""
@@ -85,20 +85,8 @@ def _awaits(tasks: Sequence[TaskInfo], resources: Sequence[Resource]) -> Iterato
             yield task.id, other, via
 
 
-def tree_to_dict(tree: Tree) -> dict[str, Any]:
-    """The document of ``/_tasks/tree``."""
-    return {
-        "taken_at": tree.taken_at,
-        "nodes": [asdict(node) for node in tree.nodes],
-        "awaits": tree.awaits,
-        "created": tree.created,
-        "cycles": tree.cycles,
-        "truncated": tree.truncated,
-    }
-
-
 def tree_pieces(tree: Tree) -> Iterator[str]:
-    """The same as JSON text in pieces, after each of which a loop can have a turn."""
+    """The document of ``/_tasks/tree`` as JSON text in pieces, after each of which a loop can have a turn."""
     yield f'{{"taken_at":{_encode(tree.taken_at)}'
     yield from _list_pieces("nodes", tree.nodes, asdict)
     yield from _list_pieces("awaits", tree.awaits, list)

@@ -48,8 +48,8 @@ async def acquire(semaphore: asyncio.Semaphore) -> None:
 
 def serve(tasks: list[asyncio.Task[Any]], age: float = 0.0) -> None:
     """Make each a request's own task."""
-    began = perf_counter() - age
     for number, task in enumerate(tasks):
+        began = perf_counter() - age
         adopt(task, Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, began))
 
 
