@@ -20,11 +20,14 @@ import aiohttp
 
 __all__ = ["main"]
 
-_DEFAULT = "http://127.0.0.1:8080/_tasks"
+_DEFAULT_PORT = "8080"
 _DOCUMENTS = ("", "/resources", "/tree", "/incidents", "/requests")
 _CLEAR = "\x1b[H\x1b[2J"
 _LIBRARIES = ("/site-packages/", "/asyncio/", "/aiohttp_observe/")
 _LONGEST_LINE = 2**26
+_WIDEST = 44
+_NARROWEST = 8
+"""Characters of a table's columns; those that give way, where room is short, don't go below."""
 _BUT_CONNECTIONS = "!RequestHandler.start"
 """What aiohttp's server runs for every connection would be in front of the others, being the oldest."""
 
@@ -40,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read it has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as exc:
-        print(f"aiohttp-observe: {options.url}: {_plain(str(exc)) or type(exc).__name__}", file=sys.stderr)
+        by_socket = options.unix_socket is not None
+        where = options.unix_socket if by_socket else options.url
+        print(f"aiohttp-observe: {_plain(f'{where}: {_told(exc, by_socket)}')}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         pass
@@ -52,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="aiohttp-observe", description="What an aiohttp service is doing.", parents=[_place()]
     )
     where = _place()
-    parser.set_defaults(url=os.environ.get("AIOHTTP_OBSERVE_URL", _DEFAULT), unix_socket=None)
+    parser.set_defaults(url=_default_url(), unix_socket=None)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_ in (
         ("ps", "the verdict and the tasks, oldest first"),
@@ -78,9 +83,19 @@ def _parser() -> argparse.ArgumentParser:
 def _place() -> argparse.ArgumentParser:
     """Options that may stand before the command or after it, and there don't undo those before."""
     where = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    where.add_argument("--url", help=f"of the console; default AIOHTTP_OBSERVE_URL, else {_DEFAULT}")
+    where.add_argument(
+        "--url",
+        help="of the console; default AIOHTTP_OBSERVE_URL, else that on this machine at the port "
+        f"AIOHTTP_OBSERVE_ADMIN_PORT, else {_DEFAULT_PORT}",
+    )
     where.add_argument("--unix-socket", metavar="PATH", help="of Admin(unix_socket=...), in place of TCP")
     return where
+
+
+def _default_url() -> str:
+    """The service's own variable names the port of its console; 0 there is a port that nobody knows."""
+    port = os.environ.get("AIOHTTP_OBSERVE_ADMIN_PORT", "").strip().lstrip("0") or _DEFAULT_PORT
+    return os.environ.get("AIOHTTP_OBSERVE_URL", "").strip() or f"http://127.0.0.1:{port}/_tasks"
 
 
 async def _run(options: argparse.Namespace) -> None:
@@ -99,6 +114,31 @@ def _console(url: str) -> str:
     """Where the console is, if only its host and port are given too."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/_tasks"))
+
+
+def _told(trouble: Exception, by_socket: bool) -> str:
+    """What is wrong, and what to do about it."""
+    if isinstance(trouble, aiohttp.ClientConnectorError) and not isinstance(trouble, aiohttp.ClientSSLError):
+        return (_unreached_socket if by_socket else _unreached_port)(trouble.os_error)
+    if isinstance(trouble, aiohttp.InvalidURL):
+        return "this is no URL"
+    return str(trouble) or type(trouble).__name__
+
+
+def _unreached_port(error: OSError) -> str:
+    refused = isinstance(error, ConnectionRefusedError)
+    return (
+        f"{'nothing listens there' if refused else error.strerror or error}: point --url or "
+        "AIOHTTP_OBSERVE_URL at the service, or at its Admin(port=...) if it has one"
+    )
+
+
+def _unreached_socket(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "the process that served this socket is gone"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket: Admin(unix_socket=...) makes it, with the process id for {pid}"
+    return error.strerror or str(error)
 
 
 def _let_it_be_interrupted() -> None:
@@ -121,24 +161,30 @@ class Remote:
         asked = {name: str(value) for name, value in query.items() if value is not None}
         timeout = aiohttp.ClientTimeout(total=60 + float(asked.get("seconds", 0)))
         async with self._session.get(self._base + path, params=asked, timeout=timeout) as response:
-            text = await response.text()
-            if response.status >= 400:
-                raise ValueError(f"{response.status}: {_refusal(text)}")
-            return text
+            await self._check(response)
+            return await response.text()
 
     async def pictures(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         """The live feed."""
         asked = {name: str(value) for name, value in query.items() if value is not None}
         timeout = aiohttp.ClientTimeout(sock_read=60)
         async with self._session.get(f"{self._base}/stream", params=asked, timeout=timeout) as response:
-            if response.status >= 400:
-                raise ValueError(f"{response.status}: {_refusal(await response.text())}")
+            await self._check(response)
             event = b""
             async for line in response.content:
                 if line.startswith(b"event:"):
                     event = line[6:].strip()
                 elif line.startswith(b"data:") and event == b"picture":
                     yield json.loads(line[5:])
+
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        status = response.status
+        if status == 401 and "Authorization" in self._session.headers:
+            raise ValueError("401: AIOHTTP_OBSERVE_ADMIN_TOKEN isn't this service's admin token")
+        if status == 401:
+            raise ValueError("401: set AIOHTTP_OBSERVE_ADMIN_TOKEN to the service's admin token")
+        if status >= 400:
+            raise ValueError(f"{status}: {_refusal(await response.text()).removeprefix(f'{status}: ')}")
 
 
 def _refusal(text: str) -> str:
@@ -152,7 +198,17 @@ def _refusal(text: str) -> str:
 
 async def _ps(remote: Remote, options: argparse.Namespace) -> None:
     picture = json.loads(await remote.text("", format="json", **_filters(options)))
-    print("\n".join([*_head(picture), "", *_task_lines(picture)]))
+    found = _task_lines(picture) if picture["summary"]["total"] else [await _none(remote, options)]
+    print("\n".join([*_head(picture), "", *found]))
+
+
+async def _none(remote: Remote, options: argparse.Namespace) -> str:
+    """Said in place of tasks.  A service may have wait kinds of its own, so that none is wrong."""
+    waiting = json.loads(await remote.text("", format="json", limit=1))["summary"]["waiting"]
+    if options.wait is None or options.wait in waiting:
+        return "No task passes the filter."
+    others = f"; the kinds waited for are {', '.join(waiting)}" if waiting else ""
+    return _plain(f"No task waits for {options.wait!r}{others}.")
 
 
 async def _top(remote: Remote, options: argparse.Namespace) -> None:
@@ -194,7 +250,7 @@ def _head(picture: dict[str, Any]) -> list[str]:
         f"{loop['utilization']:.0%} busy"
     )
     tasks = f"{summary['total']} tasks: {waiting or 'none waits'}"
-    verdict = [f"!! {sentence}" for sentence in picture["verdict"]] or ["all is well"]
+    verdict = [f"!! {sentence}" for sentence in picture["verdict"]] or ["Nothing stands out."]
     return [_fitted(line) for line in (head, tasks)] + [_plain(line) for line in verdict]
 
 
@@ -235,15 +291,24 @@ def _task_lines(picture: dict[str, Any]) -> list[str]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int) -> list[str]:
     """Columns as wide as they need, the first ``right`` of them aligned to the right; cut to the terminal."""
     lines = [tuple(head), *(tuple(map(_plain, row)) for row in rows)]
-    widths = [min(max(map(len, column)), 44) for column in zip(*lines, strict=True)]
+    widths = [min(max(map(len, column)), _WIDEST) for column in zip(*lines, strict=True)]
+    _make_fit(widths, [index for index, name in enumerate(head) if index >= right and name != "request"])
     texts = []
     for line in lines:
         cells = [
-            cell[:width].rjust(width) if index < right else cell[:width].ljust(width)
+            _cut(cell, width).rjust(width) if index < right else _cut(cell, width).ljust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         texts.append(_fitted("  ".join(cells)).rstrip())
     return texts
+
+
+def _make_fit(widths: list[int], yielding: Sequence[int]) -> None:
+    """Take from the widest of the columns that yield, so that numbers and requests keep their room."""
+    excess = sum(widths) + 2 * len(widths) - 2 - _terminal_width()
+    for _ in range(excess):
+        widest = max(yielding, key=widths.__getitem__)
+        widths[widest] -= widths[widest] > _NARROWEST
 
 
 def _where(frames: Sequence[dict[str, Any] | None]) -> str:
@@ -270,9 +335,15 @@ def _plain(text: str, keep: str = "") -> str:
 
 
 def _fitted(line: str) -> str:
-    width = shutil.get_terminal_size((100, 24)).columns
-    plain = _plain(line)
-    return plain if len(plain) <= width else f"{plain[: width - 1]}…"
+    return _cut(_plain(line), _terminal_width())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _terminal_width() -> int:
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 if __name__ == "__main__":

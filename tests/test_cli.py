@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,10 +16,10 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Admin, Metrics, setup_observability
-from aiohttp_observe.cli import main
+from aiohttp_observe import OBSERVABILITY, Admin, Metrics, setup_observability
+from aiohttp_observe.cli import _default_url, main
 
-from .service import PATIENCE, ROOT, Service, serving
+from .service import PATIENCE, ROOT, Service, free_port, serving, until
 
 
 async def sleeper() -> None:
@@ -46,7 +47,7 @@ async def test_ps_shows_what_every_task_waits_for(capsys: pytest.CaptureFixture[
     async with service() as served:
         await said(served, "ps")
     output = capsys.readouterr().out
-    assert "all is well" in output
+    assert "Nothing stands out." in output
     (line,) = [line for line in output.splitlines() if "refresh-cache" in line]
     assert "sleep" in line
     assert " sleeper" in line
@@ -66,6 +67,18 @@ async def test_its_filters_are_those_of_the_page(capsys: pytest.CaptureFixture[s
         assert "refresh-cache" in capsys.readouterr().out
         await said(served, "ps", "--wait", "lock")
         assert "refresh-cache" not in capsys.readouterr().out
+
+
+async def test_what_no_task_waits_for_is_said_and_what_they_wait_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with service() as served:
+        await said(served, "ps", "--wait", "\x1bnonsense")
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("No task waits for '\\x1bnonsense'; the kinds waited for are ")
+        assert "sleep" in last.partition(" are ")[2].rstrip(".").split(", ")
+        await said(served, "ps", "--wait", "sleep", "--coro", "nobody")
+        assert capsys.readouterr().out.splitlines()[-1] == "No task passes the filter."
 
 
 async def test_what_only_serves_connections_is_left_out_unless_asked_for(
@@ -99,6 +112,35 @@ async def test_lines_fit_the_terminal(
     async with service("n" * 500) as served:
         await said(served, "ps")
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+async def test_a_request_has_its_room_before_wait_chains_and_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    app = web.Application()
+    never = asyncio.Event()
+
+    async def handler_with_a_long_name(request: web.Request) -> web.Response:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name("the-task-of-the-order-" * 3)
+        await asyncio.wait_for(asyncio.shield(never.wait()), 60)
+        return web.Response()
+
+    app.router.add_get("/shops/{shop}/orders/{order}", handler_with_a_long_name)
+    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    async with serving(app) as served:
+        asking = asyncio.ensure_future(served.get("/shops/1/orders/2"))
+        await until(lambda: app[OBSERVABILITY].recorder.in_flight, "the request")
+        await said(served, "ps")
+        never.set()
+        await asking
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    (line,) = [line for line in lines if "wait_for → shield" in line]
+    assert "…" in line
+    assert line.endswith("GET /shops/{shop}/orders/{order}")
 
 
 async def test_dump_is_everything_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +177,12 @@ async def test_it_takes_the_token_from_the_environment(
 ) -> None:
     async with service(token="secret") as served:
         await said(served, "ps", status=1)
-        assert "401: present the admin token" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.endswith(": 401: set AIOHTTP_OBSERVE_ADMIN_TOKEN to the service's admin token\n")
+        monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_TOKEN", "another")
+        await said(served, "ps", status=1)
+        error = capsys.readouterr().err
+        assert error.endswith(": 401: AIOHTTP_OBSERVE_ADMIN_TOKEN isn't this service's admin token\n")
         monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_TOKEN", "secret")
         await said(served, "ps")
         assert "refresh-cache" in capsys.readouterr().out
@@ -149,10 +196,60 @@ async def test_it_reads_a_unix_socket_too(capsys: pytest.CaptureFixture[str], tm
     assert "refresh-cache" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["ps", "top"])
+async def test_a_status_is_told_once(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    async with serving(web.Application()) as served:
+        await said(served, command, status=1)
+    assert capsys.readouterr().err.endswith(f"{served.port}/_tasks: 404: Not Found\n")
+
+
 def test_a_service_that_is_not_there_is_said_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--url", "http://127.0.0.1:9/_tasks", "ps"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("aiohttp-observe: http://127.0.0.1:9/_tasks: ")
+    url = f"http://127.0.0.1:{free_port()}/_tasks"
+    assert main(["--url", url, "ps"]) == 1
+    assert capsys.readouterr().err == (
+        f"aiohttp-observe: {url}: nothing listens there: point --url or AIOHTTP_OBSERVE_URL at the service, "
+        "or at its Admin(port=...) if it has one\n"
+    )
+
+
+def test_what_is_no_url_is_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", "http://127.0.0.1:http/_tasks", "ps"]) == 1
+    assert capsys.readouterr().err == "aiohttp-observe: http://127.0.0.1:http/_tasks: this is no URL\n"
+
+
+def test_a_socket_whose_process_is_gone_is_told_from_one_that_never_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "console.sock"
+    assert main(["--unix-socket", str(path), "ps"]) == 1
+    assert f"{path}: there is no such socket: Admin(unix_socket=...) makes it" in capsys.readouterr().err
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    assert main(["--unix-socket", str(path), "ps"]) == 1
+    assert capsys.readouterr().err == (
+        f"aiohttp-observe: {path}: the process that served this socket is gone\n"
+    )
+
+
+async def test_the_services_own_port_is_where_it_looks_unless_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.delenv("AIOHTTP_OBSERVE_URL", raising=False)
+    monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_PORT", str(port))
+    async with service() as served:
+        assert await asyncio.to_thread(main, ["ps"]) == 0
+        assert "refresh-cache" in capsys.readouterr().out
+        monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_PORT", str(free_port()))
+        assert await asyncio.to_thread(main, ["ps"]) == 1
+        monkeypatch.setenv("AIOHTTP_OBSERVE_URL", served.url(""))
+        assert await asyncio.to_thread(main, ["ps"]) == 0
+
+
+def test_a_port_that_only_the_service_knows_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIOHTTP_OBSERVE_URL", raising=False)
+    monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_PORT", "0")
+    assert _default_url() == "http://127.0.0.1:8080/_tasks"
 
 
 async def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:

@@ -14,18 +14,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from ..options import check_flag, check_instance, check_path, environment
-from .access import Gate
+from .access import Gate, check_token
 from .console import Console
 from .routes import Routes
 from .server import OwnServer
 
 __all__ = ["Admin", "Console", "Gate", "OwnServer"]
+
+logger = logging.getLogger("aiohttp_observe.admin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +36,9 @@ class Admin:
     """Where the task console is, and who may look.
 
     ``path``          default ``/_tasks``
-    ``token``         what to present as ``Authorization: Bearer`` or at the login page; default
-                      ``AIOHTTP_OBSERVE_ADMIN_TOKEN``.  Without one only direct peers on the
-                      loopback interface may look: see `Gate`.
+    ``token``         what to present as ``Authorization: Bearer`` or at the login page, in
+                      printable ASCII; default ``AIOHTTP_OBSERVE_ADMIN_TOKEN``.  Without one only
+                      direct peers on the loopback interface may look: see `Gate`.
     ``port``          serve it, and the metrics, on this port too, from a thread of its own that
                       answers while the application's loop is blocked; default
                       ``AIOHTTP_OBSERVE_ADMIN_PORT``, else none.  0 takes a free one, which is logged.
@@ -43,7 +46,7 @@ class Admin:
     ``unix_socket``   the same at this path; only the service's own user can connect.  ``{pid}``
                       in it is the process id, so that workers don't collide.
     ``allow_cancel``  whether tasks can be cancelled from the console, default ``False``; it takes
-                      a token as well
+                      a token as well, and without one is off, which is logged at start-up
     """
 
     path: str = "/_tasks"
@@ -56,8 +59,8 @@ class Admin:
     def __post_init__(self) -> None:
         check_path("Admin(path=...)", self.path)
         check_instance("Admin(token=...)", self.token, (str, type(None)))
-        if self.token is not None and not self.token.strip():
-            raise ValueError("Admin(token=...) takes a secret, got an empty one: leave it out or set one")
+        if self.token is not None:
+            check_token("Admin(token=...)", self.token)
         _check_port("Admin(port=...)", self.port)
         check_instance("Admin(host=...)", self.host, str)
         check_instance("Admin(unix_socket=...)", self.unix_socket, (str, type(None)))
@@ -74,22 +77,26 @@ class AdminPages:
     """The console of one application.  ``gate`` is the rule, for others who serve something as private."""
 
     def __init__(self, options: Admin, console: Console) -> None:
-        self.gate = Gate(options.token or environment("ADMIN_TOKEN"))
+        self.gate = Gate(options.token or _token_from_environment())
         self._options = options
         self._console = console
         self._port = _port_from_environment() if options.port is None else options.port
 
     def add_to(self, app: web.Application) -> None:
         self._add(app, self.gate)
+        if self._options.allow_cancel and not self.gate.has_login:
+            app.on_startup.append(_tell_that_cancelling_is_off)
 
     def own_servers(self, add_more: Callable[[web.Application, Gate], None]) -> list[OwnServer]:
         """The servers that the options ask for; ``add_more`` adds what they serve besides."""
-        options, servers = self._options, []
+        options, path, servers = self._options, self._options.path, []
         if self._port is not None:
-            servers.append(OwnServer(lambda: self._app(self.gate, add_more), (options.host, self._port)))
+            servers.append(
+                OwnServer(lambda: self._app(self.gate, add_more), (options.host, self._port), path)
+            )
         if options.unix_socket is not None:
             gate = self.gate.for_private_socket()
-            servers.append(OwnServer(lambda: self._app(gate, add_more), options.unix_socket))
+            servers.append(OwnServer(lambda: self._app(gate, add_more), options.unix_socket, path))
         return servers
 
     def _app(self, gate: Gate, add_more: Callable[[web.Application, Gate], None]) -> web.Application:
@@ -102,10 +109,25 @@ class AdminPages:
         Routes(self._options.path, gate, self._console, allow_cancel=self._options.allow_cancel).add_to(app)
 
 
+async def _tell_that_cancelling_is_off(app: web.Application) -> None:
+    """At start-up, when logging is set up.  No error: the same code may run without a token elsewhere."""
+    logger.warning(
+        "Admin(allow_cancel=True) has no effect without a token, cancelling is off: "
+        "set AIOHTTP_OBSERVE_ADMIN_TOKEN, or give Admin a token"  # "token=..." would be redacted
+    )
+
+
 def _check_port(option: str, port: object) -> None:
     check_instance(option, port, (int, type(None)))
     if isinstance(port, bool) or (isinstance(port, int) and not 0 <= port < 65536):
         raise ValueError(f"{option} takes a port number from 0 to 65535, got {port!r}")
+
+
+def _token_from_environment() -> str | None:
+    token = environment("ADMIN_TOKEN")
+    if token is not None:
+        check_token("AIOHTTP_OBSERVE_ADMIN_TOKEN", token)
+    return token
 
 
 def _port_from_environment() -> int | None:

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from aiohttp import HttpVersion11, web
 
-__all__ = ["Gate", "is_same_site"]
+__all__ = ["Gate", "check_token", "is_same_site"]
 
 _SESSION_SECONDS = 12 * 3600
 _FORWARDING = {
@@ -129,6 +129,18 @@ class Gate:
         return hmac.digest(self._key, until.encode(), "sha256").hex()
 
 
+def check_token(option: str, token: str) -> None:
+    """Raise ``ValueError``, which doesn't show it, unless ``token`` fits into a request's header."""
+    secret = token.strip()
+    if not secret:
+        raise ValueError(f"{option} takes a secret, got an empty one: leave it out or set one")
+    if not (secret.isascii() and secret.isprintable()):
+        raise ValueError(
+            f"{option} takes printable ASCII characters, as not every client can put others into a header: "
+            'make one with python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+
+
 def _stretched(token: bytes) -> bytes:
     return hashlib.scrypt(token, salt=b"aiohttp_observe session", n=2**13, r=8, p=1, dklen=32)
 
@@ -144,7 +156,7 @@ def _refusal_without_token() -> web.Response:
     return web.Response(
         status=403,
         text="403: only direct requests from this machine are answered here; "
-        "set AIOHTTP_OBSERVE_ADMIN_TOKEN to look from elsewhere\n",
+        "give the service an AIOHTTP_OBSERVE_ADMIN_TOKEN to look from elsewhere\n",
     )
 
 

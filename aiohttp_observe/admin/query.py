@@ -1,16 +1,17 @@
-"""The query parameters of the console; each raises ``ValueError`` naming the one that can't be."""
+"""The query parameters of the console; what can't be raises ``ValueError`` naming it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any
 
-__all__ = ["FILTERS", "MOST_FRAMES", "chosen", "seconds_of"]
+__all__ = ["FILTERS", "MOST_FRAMES", "check_known", "chosen", "seconds_of"]
 
 MOST_FRAMES = 100
 _MOST_TASKS = 100_000
 _MOST_SECONDS = 60.0
+_MOST_OF_A_NAME = 40
 
 
 def _seconds(text: str) -> float:
@@ -43,10 +44,21 @@ FILTERS = ("state", "wait", "coro", "request_id", "search", "min_age")
 
 def chosen(query: Mapping[str, str]) -> dict[str, Any]:
     """The filters of `take_snapshot` that a query has."""
+    check_known(query, _TAKES)
     filters = {name: _converted(name, query[name]) for name in _TAKES if name in query}
     if filters.get("frames", 0) > MOST_FRAMES or filters.get("limit", 0) > _MOST_TASKS:
         raise ValueError(f"at most {MOST_FRAMES} frames of {_MOST_TASKS} tasks")
     return filters
+
+
+def check_known(query: Mapping[str, str], known: Iterable[str]) -> None:
+    """Nothing is asked for but what is ``known`` here, and the format: a typo must not show everything."""
+    names = [*known, "format"]
+    for name in query:
+        if name not in names:
+            raise ValueError(
+                f"there is no parameter {name[:_MOST_OF_A_NAME]!r} here, but there are {', '.join(names)}"
+            )
 
 
 def _converted(name: str, value: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -13,7 +13,7 @@ from aiohttp import web
 from .access import Gate, is_same_site
 from .cancelling import Cancelling
 from .console import Console
-from .query import MOST_FRAMES, chosen, seconds_of
+from .query import MOST_FRAMES, check_known, chosen, seconds_of
 from .stream import Streams
 
 __all__ = ["Routes"]
@@ -89,7 +89,7 @@ class Routes:
         return guarded
 
     def _page_or(self, handler: Handler) -> Handler:
-        """The page for a browser, which asks it for the document; a filter that can't be is a 400."""
+        """The page for a browser, which asks it for the document; a parameter that can't be is a 400."""
 
         async def page_or_document(request: web.Request) -> web.StreamResponse:
             if _wants_html(request):
@@ -110,6 +110,7 @@ class Routes:
         return _document(await self._console.tasks(**chosen(request.query)))
 
     async def task(self, request: web.Request) -> web.Response:
+        check_known(request.query, ["referrers"])
         number = int(request.match_info["id"])
         found = json.loads(await self._console.tasks(id=number, frames=MOST_FRAMES))["tasks"]
         if not found:
@@ -223,7 +224,30 @@ def _wants_html(request: web.Request) -> bool:
     format_ = request.query.get("format")
     if format_ in ("html", "json", "text"):
         return format_ == "html"
-    return "text/html" in request.headers.get("Accept", "")
+    return _prefers_html(",".join(request.headers.getall("Accept", [])))
+
+
+def _prefers_html(accept: str) -> bool:
+    """Whether the page is asked for by name, as browsers do, and JSON isn't liked better."""
+    liked: dict[str, float] = {}
+    for each in accept.lower().split(","):
+        kind, *parameters = each.split(";")
+        liked.setdefault(kind.strip(), _quality(parameters))
+    html = liked.get("text/html", 0.0)
+    json_ = next((liked[kind] for kind in ("application/json", "application/*", "*/*") if kind in liked), 0.0)
+    return html > 0 and html >= json_
+
+
+def _quality(parameters: Iterable[str]) -> float:
+    """How much something is liked: 1 unless told; what can't be read isn't liked."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
 
 
 async def _posted_token(request: web.Request) -> str | None:

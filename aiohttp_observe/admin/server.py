@@ -29,10 +29,12 @@ class OwnServer:
     """Serves an application at ``address``, host and port or the path of a Unix socket.
 
     The socket is made for the service's own user only.  ``{pid}`` in its path is the process id.
+    ``path`` is the console's, in the application.
     """
 
-    def __init__(self, app: Callable[[], web.Application], address: tuple[str, int] | str) -> None:
+    def __init__(self, app: Callable[[], web.Application], address: tuple[str, int] | str, path: str) -> None:
         self._app = app
+        self._path = path
         self._address = address.replace("{pid}", str(os.getpid())) if isinstance(address, str) else address
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
@@ -40,7 +42,10 @@ class OwnServer:
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-admin", daemon=True)
 
     async def start(self) -> str:
-        """Start it; returns where it listens.  Raises ``OSError`` if it can't listen there."""
+        """Start it; returns the console's URL, or the path of its socket.
+
+        Raises ``OSError`` if it can't listen there.
+        """
         self._thread.start()
         return await asyncio.wait_for(asyncio.wrap_future(self._started), _START_SECONDS)
 
@@ -65,7 +70,7 @@ class OwnServer:
             await runner.cleanup()
             self._started.set_exception(_explained(exc, self._address))
             return
-        self._started.set_result(_name_of(listening))
+        self._started.set_result(_name_of(listening, self._path))
         await self._stopping.wait()
         await runner.cleanup()
         if isinstance(self._address, str):
@@ -118,9 +123,9 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
 
 
-def _name_of(listening: socket.socket) -> str:
+def _name_of(listening: socket.socket, path: str) -> str:
     name = listening.getsockname()
     if isinstance(name, str):
         return name
     host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"http://{host}:{name[1]}{path}"

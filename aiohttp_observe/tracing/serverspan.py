@@ -56,7 +56,7 @@ class RequestSpan(Protocol):
 
 
 class _Ids:
-    """What is kept of a span that has ended, which may hold much that the service has put there."""
+    """What is kept of a span that has ended, and in which the service may have put much."""
 
     __slots__ = ("span_id", "trace_id")
 
@@ -180,4 +180,4 @@ class ServerSpan(LightSpan):
             self._facts = self._home.facts(*of)  # first: another thread may read of either
             self._of = None  # lets go of the request, and breaks the cycle with the exchange
         self._conclude(exchange, exchange.duration or 0.0, is_our_error(exchange))
-        return _Ids(self.trace_id, self.span_id)
+        return self if self._made_lock is None else _Ids(self.trace_id, self.span_id)

@@ -230,6 +230,25 @@ def test_an_empty_token_is_refused_at_set_up(token: str) -> None:
         Admin(token=token)
 
 
+UNFIT = ["a\nb", "a\x00b", "a\tb", "\u00e9", "a\u2028b", "\U0001f511", "a\x7f"]
+
+
+@pytest.mark.parametrize("token", UNFIT)
+def test_a_token_that_not_every_header_can_carry_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"Admin\(token=\.\.\.\) takes printable ASCII .*token_urlsafe"
+    ) as told:
+        Admin(token=token)
+    assert token not in str(told.value)
+
+
+def test_so_is_one_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_TOKEN", "ne\u00e9")
+    with pytest.raises(ValueError, match="AIOHTTP_OBSERVE_ADMIN_TOKEN takes printable ASCII"):
+        application(Admin())
+    application(Admin(token=TOKEN))  # which wins
+
+
 async def test_a_browser_logs_in_without_the_token_in_a_url(
     behind_a_token: TestClient[web.Request, web.Application],
 ) -> None:
@@ -400,6 +419,30 @@ async def test_a_filter_that_cannot_be_is_named(
     response = await open_to_this_machine.get(f"/_tasks?{query}")
     assert response.status == 400
     assert named in (await response.json())["error"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+        ("text/html, */*", "text/html"),
+        ("TEXT/HTML; level=1; Q=0.5", "text/html"),
+        ("application/json;q=0.5, text/html", "text/html"),
+        ("text/html;q=0", "application/json"),
+        ("application/json, text/html;q=0.1", "application/json"),
+        ("*/*, text/html;q=0.1", "application/json"),
+        ("text/html;q=soon", "application/json"),
+        ("text/html;q=nan", "application/json"),
+        ("text/html+soap", "application/json"),
+        ("*/*", "application/json"),
+        (";,;q", "application/json"),
+    ],
+)
+async def test_a_client_gets_what_it_likes_better(
+    accept: str, content_type: str, open_to_this_machine: TestClient[web.Request, web.Application]
+) -> None:
+    response = await open_to_this_machine.get("/_tasks", headers={"Accept": accept})
+    assert (response.status, response.content_type) == (200, content_type)
 
 
 async def test_one_task_is_shown_by_its_number(

@@ -105,6 +105,25 @@ async def test_it_is_off_unless_allowed_and_behind_a_token(admin: Admin) -> None
         assert "Admin(allow_cancel=True) and a token" in answer.text
 
 
+@pytest.mark.parametrize(("admin", "times"), [(Admin(allow_cancel=True), 1), (ALLOWED, 0), (Admin(), 0)])
+async def test_that_it_is_off_in_spite_of_being_allowed_is_logged_once(
+    admin: Admin, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with console(admin):
+        told = [record for record in caplog.records if record.name == "aiohttp_observe.admin"]
+    assert [record.levelno for record in told] == [logging.WARNING] * times
+    for record in told:
+        assert "cancelling is off" in record.getMessage()
+        assert "set AIOHTTP_OBSERVE_ADMIN_TOKEN" in record.getMessage()
+
+
+async def test_a_misspelt_filter_cancels_nothing() -> None:
+    async with console(ALLOWED) as shown:
+        answer = await shown.cancel("/cancel?coro=sleeper&stat=running", 3)
+        assert answer.status == 400
+        assert "no parameter 'stat'" in answer.text
+
+
 async def test_nobody_without_the_token_learns_even_that() -> None:
     async with console(ALLOWED) as shown:
         answer = await shown.cancel("/1/cancel", 1, headers={})

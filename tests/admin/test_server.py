@@ -101,7 +101,7 @@ async def test_it_answers_while_the_loop_is_blocked_and_says_by_what() -> None:
     assert blocked_now["stack"][0]["function"] == "block"
     assert document["verdict"][0].startswith("the loop has been blocked for ")
     assert 'http_server_active_requests{http_request_method="GET"} 1.0' in metrics[1]
-    assert '"request_id": "the-culprit"' in requests[1]
+    assert "the-culprit" in {each["request_id"] for each in json.loads(requests[1])["in_flight"]}
     assert "block (test_server.py:" in profile[1]
 
 
@@ -189,6 +189,18 @@ async def test_an_open_page_does_not_hold_up_the_end() -> None:
                 assert await response.content.readline() == b"event: history\r\n"
             begun = time.perf_counter()
         assert time.perf_counter() - begun < 4
+
+
+async def test_the_log_says_where_it_is_to_be_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiohttp_observe")
+    path = tmp_path / "console-{pid}.sock"
+    async with serving(application(Admin(path="/debug/tasks", port=0, unix_socket=str(path)))) as service:
+        told = [record.getMessage() for record in caplog.records if "task console" in record.getMessage()]
+        url = told[0].removeprefix("task console at ")
+        assert url.endswith("/debug/tasks")
+        async with service.session.get(url) as response:
+            assert "taken_at" in await response.json()
+    assert told[1:] == [f"task console at {tmp_path}/console-{os.getpid()}.sock"]
 
 
 def test_a_process_that_ends_without_clean_up_is_not_held_up() -> None:
