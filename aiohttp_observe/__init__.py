@@ -23,8 +23,7 @@
 Behind them:
 
 =====================  ==============================================================
-``middleware``         drives a request's handler, times it, tells the observers
-``ending``             how a request ended
+``middleware``         drives a request's handler, times it, tells the observers how it ended
 ``flightrecorder``     the last requests, by route
 ``incidents``          what blocked the loop, and failures nobody handled
 ``history``            the last minutes, in numbers
@@ -35,6 +34,9 @@ Behind them:
 ``flood``              when a line comes too often
 ``options``            checks of options
 ``redaction``          what must not be shown
+``texts``              names, bytes and moments as they are shown
+``forks``              what begins anew in a forked child
+``aside``              a blocking call beside the loop
 =====================  ==============================================================
 
 Importing it has no effect.

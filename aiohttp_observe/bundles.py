@@ -15,7 +15,7 @@ __all__ = ["Bundles"]
 
 _MOST = 10
 _MOST_BYTES = 8_000_000
-"""How many are kept, and how large one may be as text: it is kept compressed."""
+"""Of one as text: it is kept compressed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,9 @@ _FRAMES = 20
 _LINES = 200
 _MOST_IN_BUNDLE = 500
 _LONG_BLOCK_SECONDS = 1.0
+"""Of a block of which a bundle is kept."""
 _BUNDLE_INTERVAL = 60.0
-"""Blocks of which a bundle is kept, and seconds from one to the next."""
+"""Seconds from one of those bundles to the next."""
 _MOST_FINDINGS = 10
 _RESTARTS = 2
 """Of a worker, after which it is told."""

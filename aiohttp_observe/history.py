@@ -12,8 +12,9 @@ from .texts import timestamp
 __all__ = ["History"]
 
 _INTERVAL = 2.0
+"""Seconds between points."""
 _POINTS = 150
-"""Seconds between points, and how many are kept: five minutes."""
+"""Those of five minutes."""
 
 
 class History:

@@ -24,8 +24,9 @@ __all__ = [
 ]
 
 LONGEST_TEXT = 16_384
+"""Characters of a text that are shown."""
 LONGEST_STACK = 65_536
-"""Characters of a text and of a stack that are shown."""
+"""Characters of a stack that are."""
 MARK = "REDACTED"
 """Stands where a secret stood; the word of OpenTelemetry's conventions."""
 

@@ -617,8 +617,9 @@ async def test_a_client_that_leaves_while_its_handler_works(cancelled: bool) -> 
         _, writer = await service.connect()
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await waiting.entered.wait()
+        (flight,) = app[OBSERVABILITY].recorder.in_flight.values()
         writer.close()
-        await asyncio.sleep(0.05)
+        await until(lambda: flight.has_landed() or flight.request.transport is None, "the server to notice")
         waiting.may_go_on.set()
         await agree(app, told, ("/", *LEFT))
 

@@ -18,8 +18,9 @@ from .query import chosen
 __all__ = ["Streams"]
 
 _INTERVAL = 2.0
+"""Seconds between pictures."""
 _SHARE = 0.05
-"""Seconds between pictures, and the share of the time that making them may take, for all pages together."""
+"""Of the time that making pictures may take, for all pages together."""
 _LIMIT = 200
 """Tasks in a picture unless more are asked for."""
 _MOST_STREAMS = 8

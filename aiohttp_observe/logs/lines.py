@@ -24,8 +24,9 @@ __all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "to_json", "to_te
 
 _LONGEST_KEY = 256
 _LONGEST_FIELDS = 131_072
+"""Characters of all bound, or all ``extra``, fields of a line."""
 _ITEM = 16
-"""Characters of all bound, or all ``extra``, fields of a line, and of each value besides its own."""
+"""Characters that each value counts besides its own."""
 _DEEPEST = 6
 _LEAST_INT, _GREATEST_INT = -(2**63), 2**64 - 1
 _MOST_ITEMS = 256

@@ -39,6 +39,7 @@ class Flight(Exchange):
     gone = False
 
     def __init__(self, recorder: Recorder, request: web.Request, writer: AbstractStreamWriter) -> None:
+        # Sets what `Exchange` would, without one more call.
         headers, path = request.headers, request.rel_url.raw_path
         claimed, agent = headers.get(REQUEST_ID_HEADER), headers.get(hdrs.USER_AGENT)
         try:

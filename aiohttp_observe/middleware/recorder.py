@@ -45,12 +45,14 @@ from .websockets import count_messages
 __all__ = ["Recorder", "user_observers"]
 
 _SETTLE_COUNT = 32
+"""Requests after which what they left for later is done."""
 _SETTLE_DELAY = 0.02
-"""Requests, and seconds, after which what they left for later is done."""
+"""Seconds after which it is done, however few they are."""
 _SENT_AT_ONCE = 0.01
 """Seconds in which a response may well have been sent without waiting for anybody."""
 _RAISED = (Exception, asyncio.CancelledError)
 """What a hook may raise.  Nobody cancels a plain call: it has asked a cancelled task for its result."""
+
 logger = logging.getLogger("aiohttp_observe")
 
 
@@ -224,6 +226,7 @@ class Recorder:
         try:
             flight = self.in_flight.get(request.writer)
             if flight is not None:
+                # Known from the first answer on: a runner may have been given another access logger.
                 self.hears_of_ends = not self.others_prepare
                 # The transport may not know yet: what sends a file hears of it first.
                 flight.gone = flight.gone or is_cut_short(response)

@@ -17,9 +17,9 @@ from ..exchange import Websocket
 __all__ = ["count_messages", "note_close"]
 
 _MESSAGES = (WSMsgType.TEXT, WSMsgType.BINARY)
+# RFC 6455, 7.1.5; a handler that is cancelled, or raises, leaves its socket without a code.
 _NO_STATUS = 1005
 _NO_CLOSE_FRAME = 1006
-"""RFC 6455, 7.1.5; a handler that is cancelled, or raises, leaves its socket without a code."""
 
 Send = Callable[..., Awaitable[None]]
 

@@ -12,8 +12,9 @@ from typing import Any
 __all__ = ["within_reach_of_timers"]
 
 _DEEPEST = 8
+"""Links that are followed: what leads further is nobody's timer."""
 _MOST = 100
-"""Links that are followed, and things that one of them may have: what leads further is nobody's timer."""
+"""Things that one of them may have, likewise."""
 
 _SLEEP = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
 _CONTAINERS = (tuple, list, set, dict)

@@ -21,10 +21,10 @@ from .tracker import is_adopted, is_made_by_wait_for, number_of
 
 __all__ = ["Circumstances", "is_orphan", "warnings_of"]
 
-_PEERS = 10
+# A wait is long if it is so many times the median of at least so many peers, and so many seconds.
 _TIMES = 10.0
+_PEERS = 10
 _LEAST_SECONDS = 1.0
-"""A wait is long if it is this many times the median of at least so many peers, and so many seconds."""
 _LOST_SECONDS = 1.0
 _COUNTS_FAILED_GROUPS = sys.version_info < (3, 13)
 """A ``TaskGroup`` that a child fails at its end has cancelled its own task, and doesn't take that back."""
