@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestServer
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, ViewportSize, async_playwright, expect
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, LoopWatch, Metrics, operation, setup_observability
@@ -26,6 +26,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
+LONG_ROUTE = "/warehouses/{warehouse_identifier}/shelves/{shelf_identifier}/items/{item_identifier}"
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 MARKUP = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
 
 
@@ -76,7 +79,22 @@ async def service(admin: Admin) -> AsyncIterator[BaseTestServer]:
         async with operation("pack order"):
             return web.Response()
 
+    async def waiting(request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    async def blocking(request: web.Request) -> web.Response:
+        time.sleep(1.5)  # noqa: ASYNC251 - the mistake on show
+        return web.Response()
+
+    async def asking(request: web.Request) -> web.Response:
+        async with aiohttp.ClientSession() as session, session.get(request.url.with_path("/waiting")):
+            return web.Response()
+
     app.router.add_get("/packed", packed)
+    app.router.add_get("/waiting", waiting)
+    app.router.add_get("/blocking", blocking)
+    app.router.add_get(LONG_ROUTE, asking)
     async with TestServer(app) as server:
         tasks = [asyncio.create_task(hold(), name=name) for name in ("holder", "waiter", MARKUP)]
         yield server
@@ -148,6 +166,146 @@ async def test_the_verdict_names_a_deadlock_and_leads_to_it(browser: Browser) ->
             task.cancel()
         await expect(page.locator("#verdict")).to_have_text("Nothing stands out.")
         assert watched.errors == []
+
+
+@asynccontextmanager
+async def requests_to(server: BaseTestServer, path: str, number: int) -> AsyncIterator[None]:
+    """So many requests that stay in flight within the block."""
+
+    async def ask(session: aiohttp.ClientSession) -> None:
+        async with session.get(server.make_url(path)):
+            pass
+
+    async with aiohttp.ClientSession() as session:
+        asked = [asyncio.create_task(ask(session)) for _ in range(number)]
+        try:
+            yield
+        finally:
+            for request in asked:
+                request.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def is_in_sight(page: Page, selector: str) -> None:
+    """It begins below the tabs, which stay on top, and above the end of the window."""
+    await page.wait_for_function(
+        """selector => {
+            const { top } = document.querySelector(selector)?.getBoundingClientRect() ?? {};
+            return top >= document.getElementById("tabs").getBoundingClientRect().bottom - 1
+                && top < window.innerHeight;
+        }""",
+        arg=selector,
+    )
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_a_sentence_of_the_verdict_brings_its_task_into_view(
+    browser: Browser, size: ViewportSize
+) -> None:
+    async with service(Admin()) as server:
+        older = [asyncio.create_task(asyncio.sleep(600)) for _ in range(30)]
+        async with requests_to(server, "/waiting", 12):
+            watched = Watched(await browser.new_page(viewport=size, has_touch=size is PHONE))
+            page = watched.page
+            await page.goto(str(server.make_url("/_tasks")))
+            finding = page.get_by_role("button", name="requests wait for Event.wait")
+            await (finding.tap() if size is PHONE else finding.click())
+            opened = page.locator("tr.task[aria-expanded=true]")
+            await expect(opened).to_contain_text("waiting")
+            await expect(opened).to_be_focused()
+            await is_in_sight(page, "tr.task[aria-expanded=true]")
+            await is_in_sight(page, "tr.details")
+            before = str(await page.locator("#clock").text_content())
+            await expect(page.locator("#clock")).not_to_have_text(before)
+            await expect(opened).to_be_focused()
+            await page.keyboard.press("Escape")
+            await expect(page.locator("tr.details")).to_have_count(0)
+            await page.evaluate("window.scrollTo({ top: 0, behavior: 'instant' })")
+            await finding.press("Enter")
+            await is_in_sight(page, "tr.details")
+            await page.evaluate("window.scrollTo({ top: 0, behavior: 'instant' })")
+            await finding.press("Enter")  # the address stays the same
+            await is_in_sight(page, "tr.details")
+            assert watched.errors == []
+        for task in older:
+            task.cancel()
+
+
+async def test_a_sentence_leads_past_the_filter_to_a_task_that_was_not_sent(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        older = [asyncio.create_task(asyncio.sleep(600)) for _ in range(300)]
+        async with requests_to(server, "/waiting", 12):
+            page = await browser.new_page(viewport=PHONE)
+            await page.goto(str(server.make_url("/_tasks")))
+            await expect(page.locator("#count")).to_contain_text("not sent")
+            await page.get_by_label("Filter").fill("holder")
+            await expect(page.locator("tr.task")).to_have_count(1)
+            await page.get_by_role("button", name="requests wait for Event.wait").click()
+            await is_in_sight(page, "tr.details")
+            await expect(page.locator("tr.task[aria-expanded=true]")).to_be_focused()
+            await expect(page.get_by_label("Filter")).to_have_value("")
+        for task in older:
+            task.cancel()
+
+
+async def test_a_task_that_has_ended_is_said_to_have(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks#tasks/999999")))
+        await expect(page.locator("#view")).to_contain_text("Task 999999 isn't there any more")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_a_sentence_of_the_verdict_brings_its_lock_into_view(
+    browser: Browser, size: ViewportSize
+) -> None:
+    async with service(Admin()) as server:
+        locks = [asyncio.Lock() for _ in range(8)]
+        contended = asyncio.Lock()
+
+        async def take(lock: asyncio.Lock) -> None:
+            async with lock:
+                await asyncio.Event().wait()
+
+        tasks = [asyncio.create_task(take(lock)) for lock in [*locks, *locks, *[contended] * 13]]
+        page = await browser.new_page(viewport=size)
+        await page.goto(str(server.make_url("/_tasks")))
+        await page.get_by_role("button", name="12 tasks wait for Lock").press("Enter")
+        chosen = page.locator("tr.chosen")
+        await is_in_sight(page, "tr.chosen")
+        await expect(chosen).to_be_focused()
+        for task in tasks:
+            task.cancel()
+
+
+async def test_who_wants_no_motion_gets_none(browser: Browser) -> None:
+    behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
+    async with service(Admin()) as server:
+        calm = await browser.new_page(reduced_motion="reduce")
+        await calm.goto(str(server.make_url("/_tasks")))
+        assert await calm.evaluate(behaviour) == "auto"
+        other = await browser.new_page(reduced_motion="no-preference")
+        await other.goto(str(server.make_url("/_tasks")))
+        assert await other.evaluate(behaviour) == "smooth"
+
+
+async def test_the_page_says_that_it_loads_until_there_is_a_picture(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        held, asked = asyncio.Event(), asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            asked.set()
+            await held.wait()
+            await route.continue_()
+
+        await page.route("**/_tasks/stream?*", hold)
+        await page.goto(str(server.make_url("/_tasks")))
+        await asked.wait()
+        await expect(page.locator("#view")).to_have_text("Loading…")
+        held.set()
+        await expect(page.locator("tr.task").filter(has_text="waiter")).to_be_visible()
+        await expect(page.get_by_text("Loading…")).to_have_count(0)
 
 
 async def test_every_view_shows_what_there_is(browser: Browser) -> None:
@@ -315,8 +473,62 @@ async def test_it_fits_a_phone(browser: Browser) -> None:
         for view in ("tasks", "requests", "resources", "incidents", "trees"):
             await page.goto(str(server.make_url(f"/_tasks#{view}")))
             await expect(page.locator("#view h2").first).to_be_visible()
-            too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            assert await page.evaluate(too_wide) == 0, view
+            assert await page.evaluate(TOO_WIDE) == 0, view
+
+
+async def test_long_names_wrap_on_a_phone(browser: Browser) -> None:
+    async with service(Admin()) as server:
+
+        async def chain(links: int) -> None:
+            if links:
+                await asyncio.create_task(chain(links - 1), name=f"link-{links}-of-a-chain-of-tasks")
+            await asyncio.Event().wait()
+
+        deep = asyncio.create_task(chain(30), name="a_name_without_any_gap_" * 4)
+        path = LONG_ROUTE.format(warehouse_identifier="n", shelf_identifier="s", item_identifier="i")
+        async with requests_to(server, path, 2):
+            page = await browser.new_page(viewport=PHONE)
+            for view, name in {
+                "tasks": "ClientSession.request → ClientResponse.start",
+                "requests": "ClientSession.request → ClientResponse.start",
+                "resources": "holder",
+                "incidents": "Not once since the start.",
+                "trees": "link-1-of-a-chain-of-tasks",
+            }.items():
+                await page.goto(str(server.make_url(f"/_tasks#{view}")))
+                await expect(page.locator("#view")).to_contain_text(name)
+                assert await page.evaluate(TOO_WIDE) == 0, view
+            await page.goto(str(server.make_url("/_tasks#requests")))
+            await page.locator("#view").get_by_role("link", name="task").first.click()
+            await expect(page.locator("tr.details")).to_be_visible()
+            assert await page.evaluate(TOO_WIDE) == 0, "details of a task"
+        deep.cancel()
+
+
+async def test_the_ids_of_incidents_are_short_and_lead_to_the_request(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        request_id = "0123456789abcdef-0123456789abcdef"
+        async with aiohttp.ClientSession() as session:
+            await session.get(server.make_url("/blocking"), headers={"X-Request-ID": request_id})
+        page = await browser.new_page(viewport=DESKTOP)
+        await page.goto(str(server.make_url("/_tasks#incidents")))
+        link = page.get_by_role("link", name="012345…abcdef")
+        await expect(link).to_have_attribute("title", request_id)
+        line = page.locator("#view .where").first
+        assert await line.evaluate("line => line.getClientRects().length") <= 2, "lines on the page"
+        await link.click()
+        await expect(page.locator("#view")).to_contain_text("GET /blocking")
+        await expect(page.locator("#view")).to_contain_text(request_id)
+
+
+async def test_latency_is_told_in_words(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        async with aiohttp.ClientSession() as session:
+            await session.get(server.make_url("/blocking"))
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks#requests")))
+        row = page.locator("#view tr").filter(has_text="GET /blocking")
+        await expect(row.locator(".latency")).to_have_text("1\N{EN DASH}5 s1")
 
 
 async def test_a_bundle_is_kept_from_the_page(browser: Browser) -> None:

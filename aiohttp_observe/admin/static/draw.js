@@ -31,10 +31,10 @@ export function redraw(parent, ...children) {
   const key = focused?.dataset.key;
   const selection = focused?.tagName === "INPUT" ? [focused.selectionStart, focused.selectionEnd] : null;
   const open = [...parent.querySelectorAll("details[data-key][open]")].map((folded) => folded.dataset.key);
-  const scrolled = [...parent.querySelectorAll(".scroll")].map((area) => area.scrollLeft);
+  const scrolled = [...parent.querySelectorAll(".scroll, .tree")].map((area) => area.scrollLeft);
   parent.replaceChildren(...children.flat().filter(Boolean));
   for (const folded of parent.querySelectorAll("details[data-key]")) if (open.includes(folded.dataset.key)) folded.open = true;
-  parent.querySelectorAll(".scroll").forEach((area, index) => { if (scrolled[index]) area.scrollLeft = scrolled[index]; });
+  parent.querySelectorAll(".scroll, .tree").forEach((area, index) => { if (scrolled[index]) area.scrollLeft = scrolled[index]; });
   if (key === undefined) return;
   const again = parent.querySelector(`[data-key="${CSS.escape(key)}"]`);
   again?.focus({ preventScroll: true });
@@ -51,6 +51,7 @@ export function duration(seconds) {
 }
 
 export const count = (number) => number.toLocaleString("en");
+export const counted = (number, what) => `${count(number)} ${what}${number === 1 ? "" : "s"}`;
 export const clock = (at) => at.slice(11, 19);
 export const kindly = (kind) => kind.replaceAll("_", " ");
 
@@ -63,6 +64,9 @@ export const called = ({ name, coro, request }) => (request && coro === REQUEST 
 
 const LONGEST = 80;
 const brief = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text);
+
+// Both ends of a long id: those that count up, or begin with the time, are alike in front.
+export const ends = (id) => (id.length > 16 ? `${id.slice(0, 6)}…${id.slice(-6)}` : id);
 
 // Requests that this console itself makes.
 export const isOurs = (route) => route === base || route.startsWith(`${base}/`);

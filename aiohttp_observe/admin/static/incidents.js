@@ -1,21 +1,21 @@
 // Incidents: what has blocked the loop, and failures that nobody handled, by line.
 
-import { base, cell, clock, count, duration, element, number, place, stack, table } from "./draw.js";
+import { base, cell, clock, count, counted, duration, element, ends, number, place, stack, table } from "./draw.js";
 
-const link = (id) => element("a", { href: `#requests/${encodeURIComponent(id)}`, text: id, title: id, className: "id" });
+const link = (id) => element("a", { href: `#requests/${encodeURIComponent(id)}`, text: ends(id), title: id, className: "id" });
 
 function blocked(line, index) {
   const { example, cause } = line;
   return element(
     "tr",
     {},
-    element("td", {}, element("span", { text: line.frame ? place(line.frame) : "unseen: it let no thread look", className: "where" }), line.frame && element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
+    element("td", { className: "roomy" }, element("span", { text: line.frame ? place(line.frame) : "unseen: it let no thread look", className: "where" }), line.frame && element("details", { "data-key": `stack-${index}` }, element("summary", { text: "stack of the longest" }), stack(example.stack))),
     number(count(line.count)),
     number(duration(line.longest_seconds)),
     number(duration(line.total_seconds)),
     element("td", {}, element("span", { text: cause.kind.replaceAll("_", " "), className: "kind" }), cause.kind !== "unknown" && ` ${cause.confidence} confidence`, element("small", { text: cause.evidence })),
     element("td", {}, element("span", { text: example.request ?? example.task ?? (line.frame ? "a callback" : "not known") }), example.request_id && element("small", {}, link(example.request_id))),
-    element("td", {}, example.victims_total ? `${count(example.victims_total)} request${example.victims_total > 1 ? "s" : ""}` : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
+    element("td", {}, example.victims_total ? counted(example.victims_total, "request") : "–", ...example.victims.slice(0, 3).map((id) => element("small", {}, link(id)))),
     number(clock(line.last_at)),
   );
 }
@@ -26,7 +26,7 @@ function unhandled(failure) {
     "tr",
     {},
     element("td", {}, element("span", { text: failure.kind.replaceAll("_", " "), className: "kind" }), failure.exception && element("small", { text: failure.exception })),
-    cell(place(failure.frame), "where"),
+    cell(place(failure.frame), "where roomy"),
     cell(failure.coro ?? "", "coro"),
     number(count(failure.count)),
     element("td", {}, element("span", { text: example.task ?? "" }), example.request_id && element("small", {}, link(example.request_id))),

@@ -11,7 +11,7 @@ const VIEWS = { tasks, requests, resources, incidents, trees };
 const MOST_POINTS = 150;
 const RETRY_SECONDS = 3;
 
-const state = { picture: null, points: [], kinds: new Set(), paused: false, feed: null, view: "tasks", detail: "", loading: false };
+const state = { picture: null, points: [], kinds: new Set(), paused: false, feed: null, view: "tasks", detail: "", loading: false, sought: false, renewed: true };
 
 function drawHead({ process, point }) {
   at("process").textContent =
@@ -35,11 +35,20 @@ function drawVerdict({ findings }) {
   return redraw(at("verdict"), element("ol", {}, ...sentences));
 }
 
-// To the evidence of a finding.
+// To the evidence of a finding, past what is marked or searched for.
 function follow({ kind, tasks: ids, resource }) {
-  if (kind === "deadlock") location.hash = "#trees";
-  else if (resource !== null) location.hash = `#resources/${resource}`;
-  else if (ids.length) location.hash = `#tasks/${ids[0]}`;
+  document.getSelection().empty();
+  if (kind === "deadlock") go(`#trees/${ids[0]}`);
+  else if (resource !== null) go(`#resources/${resource}`);
+  else if (ids.length) {
+    if (show.search) choose({ search: "" });
+    go(`#tasks/${ids[0]}`);
+  } else bringIntoView(at("blocked"));
+}
+
+function go(hash) {
+  if (location.hash === hash) turn();
+  else location.hash = hash;
 }
 
 function drawBlocked({ loop: { blocked_now: blocked } }) {
@@ -132,21 +141,45 @@ function drawPicture() {
   drawView();
 }
 
+const address = () => `${state.view}/${state.detail}`;
+
 async function drawView() {
   const view = VIEWS[state.view];
-  if (!view.path) return state.picture && redraw(at("view"), view.draw(state.picture, state.detail, page));
+  if (!at("view").hasChildNodes()) redraw(at("view"), element("p", { text: "Loading…", className: "empty" }));
+  if (!view.path) return state.picture && put(view.draw(state.picture, state.detail, page));
   if (state.loading) return;
   state.loading = true;
-  const asked = `${state.view}/${state.detail}`;
+  const asked = address();
   try {
     const found = await view.load(fetched, state.detail);
-    if (asked === `${state.view}/${state.detail}`) redraw(at("view"), view.draw(found, state.detail, page));
+    if (asked === address()) put(view.draw(found, state.detail, page), at("view"));
     trouble(null);
   } catch (error) {
     trouble(`No news from the service: ${error.message}`);
   } finally {
     state.loading = false;
   }
+  if (asked !== address()) drawView();
+}
+
+// Draws the view.  What its address names is brought into view: it, or the view that would have it.  The page
+// may change above it meanwhile, so that is done when a picture has found it there, or somebody does anything.
+function put(children, otherwise = null) {
+  redraw(at("view"), children);
+  const named = at("view").querySelector(`[data-detail="${CSS.escape(address())}"]`) ?? otherwise;
+  if (state.sought && named) state.sought = bringIntoView(named) || !state.renewed;
+}
+
+// With the details below it, or half a window of them; the keyboard goes along.  Tells if there was a way to go.
+function bringIntoView(named) {
+  named.focus({ preventScroll: true });
+  const { top, bottom } = named.getBoundingClientRect();
+  const details = named.nextElementSibling?.matches(".details") ? named.nextElementSibling : null;
+  const end = Math.min(details?.getBoundingClientRect().bottom ?? bottom, top + window.innerHeight / 2);
+  const covered = top < at("tabs").getBoundingClientRect().bottom - 1 && at("view").contains(named);
+  const hidden = covered || end > window.innerHeight;
+  if (hidden) named.scrollIntoView({ block: "start" });
+  return hidden;
 }
 
 // What a view may ask of the page.
@@ -163,6 +196,7 @@ function turn() {
   const [view, ...detail] = location.hash.slice(1).split("/");
   state.view = view in VIEWS ? view : "tasks";
   state.detail = decodeURIComponent(detail.join("/"));
+  state.sought = state.detail !== "";
   for (const tab of at("tabs").children) {
     const selected = tab.id === `tab-${state.view}`;
     tab.setAttribute("aria-selected", selected);
@@ -188,6 +222,7 @@ function tell(text, className) {
 function open() {
   state.feed?.close();
   if (state.paused) return;
+  state.renewed = false;
   const feed = (state.feed = new EventSource(`${base}/stream?${feedQuery()}`));
   feed.addEventListener("history", ({ data }) => {
     const last = state.points.at(-1)?.at ?? "";
@@ -196,6 +231,7 @@ function open() {
   feed.addEventListener("refused", ({ data }) => trouble(JSON.parse(data).error));
   feed.addEventListener("picture", ({ data }) => {
     state.picture = JSON.parse(data);
+    state.renewed = true;
     state.points.push(state.picture.point);
     state.points.splice(0, state.points.length - MOST_POINTS);
     trouble(null);
@@ -265,6 +301,9 @@ at("tabs").addEventListener("keydown", (event) => {
   next.focus();
 });
 at("pause").addEventListener("click", pause);
+for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) {
+  window.addEventListener(act, () => { state.sought = false; }, { capture: true, passive: true });
+}
 window.addEventListener("hashchange", turn);
 turn();
 open();

@@ -9,6 +9,16 @@ const legend = () => element("span", { className: "legend" }, ...LEGEND.map(([ki
 
 // What the service serves comes before what this console asks for.
 const served = (requests) => [...requests].sort((one, other) => isOurs(one.route) - isOurs(other.route));
+// The classes of latency, each without those below it, as they are read.
+const LATENCY = { "<=10ms": "within 10 ms", "<=50ms": "10–50 ms", "<=100ms": "50–100 ms", "<=500ms": "100–500 ms", "<=1s": "0.5–1 s", "<=5s": "1–5 s", ">5s": "over 5 s" };
+
+function latency(classes) {
+  const taken = Object.entries(classes).filter(([, n]) => n);
+  const total = taken.reduce((sum, [, n]) => sum + n, 0);
+  const bar = (n) => drawing("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, drawing("rect", { width: ((100 * n) / total).toFixed(1), height: 8 }));
+  return element("div", { className: "latency" }, ...taken.flatMap(([name, n]) => [element("span", { text: LATENCY[name] ?? name }), bar(n), element("b", { text: count(n) })]));
+}
+
 const aside = ({ route }) => (isOurs(route) ? "aside" : "");
 
 function flying(request) {
@@ -16,8 +26,8 @@ function flying(request) {
     "tr",
     { className: aside(request) },
     element("td", {}, element("span", { text: `${request.method} ${request.route}` }), element("small", {}, link(request.request_id))),
-    element("td", {}, element("span", { text: request.waits_for ?? "–", className: "kind" }), request.client_left && element("small", { text: "⚠ its client has left", className: "warning" })),
-    element("td", {}, request.task ? element("a", { href: `#tasks/${request.task}`, text: `task ${request.task}`, "data-key": `flying-${request.task}` }) : ""),
+    element("td", {}, element("span", { text: request.waits_for ?? "–", className: "kind chain" }), request.client_left && element("small", { text: "⚠ its client has left", className: "warning" })),
+    element("td", { className: "nowrap" }, request.task ? element("a", { href: `#tasks/${request.task}`, text: `task ${request.task}`, "data-key": `flying-${request.task}` }) : ""),
     element("td", {}, split(request)),
     number(duration(request.seconds)),
   );
@@ -25,7 +35,6 @@ function flying(request) {
 
 function family(route) {
   const mean = route.count ? duration(route.seconds / route.count) : "–";
-  const latency = Object.entries(route.latency).filter(([, n]) => n).map(([name, n]) => element("span", { className: "class", text: `${name} ${count(n)}` }));
   return element(
     "tr",
     { className: aside(route) },
@@ -34,7 +43,7 @@ function family(route) {
     cell(route.errors ? count(route.errors) : "", "number bad"),
     number(mean),
     element("td", {}, split(route)),
-    element("td", { className: "classes" }, ...latency),
+    element("td", {}, latency(route.latency)),
     element("td", {}, ...some("slowest", route.slowest), ...some("failed", route.failed)),
   );
 }

@@ -12,7 +12,7 @@ function who(id, tasks) {
 function few(ids, tasks, most) {
   const shown = ids.slice(0, most).flatMap((id, index) => [index ? ", " : "", who(id, tasks)]);
   if (ids.length > most) shown.push(` and ${count(ids.length - most)} more`);
-  return shown.length ? shown : ["–"];
+  return element("span", { text: shown.length ? null : "–" }, ...shown);
 }
 
 function row(resource, { tasks, deadlocks }, chosen) {
@@ -20,14 +20,14 @@ function row(resource, { tasks, deadlocks }, chosen) {
   const holder = tasks[resource.holders[0]];
   return element(
     "tr",
-    { className: String(resource.id) === chosen ? "meeting chosen" : "meeting" },
+    { className: String(resource.id) === chosen ? "meeting chosen" : "meeting", tabindex: -1, "data-key": `resource-${resource.id}`, "data-detail": `resources/${resource.id}` },
     number(resource.id),
     element("td", {}, element("span", { text: resource.type, className: "kind" }), stuck && element("small", { text: "⚠ deadlock", className: "warning nowrap" })),
     element("td", {}, element("span", { text: resource.state }), resource.frame && element("small", { text: `at ${place(resource.frame)}`, className: "where" })),
-    element("td", {}, ...few(resource.holders, tasks, 5), holder?.frame && element("small", { text: place(holder.frame), className: "where" })),
+    element("td", {}, few(resource.holders, tasks, 5), holder?.frame && element("small", { text: place(holder.frame), className: "where" })),
     number(resource.held_seconds === null ? "–" : duration(resource.held_seconds)),
     number(count(resource.waiters.length)),
-    element("td", {}, ...few(resource.waiters, tasks, 8)),
+    element("td", {}, few(resource.waiters, tasks, 8)),
   );
 }
 

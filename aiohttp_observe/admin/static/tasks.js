@@ -1,6 +1,6 @@
 // Tasks: grouped by where they wait, then one by one.
 
-import { CONNECTION, REQUEST, cell, count, drawing, duration, element, isOurs, kindly, label, number, ownFrame, place, stack, table } from "./draw.js";
+import { CONNECTION, REQUEST, cell, count, counted, drawing, duration, element, isOurs, kindly, label, number, ownFrame, place, stack, table } from "./draw.js";
 
 const FEW = 200;
 const MANY = 2000;
@@ -62,7 +62,7 @@ function groupRows(groups, page) {
       number(duration(group.oldest_seconds)),
     );
   });
-  if (groups.length > shown.length) rows.push(more(`${groups.length - shown.length} groups more`, 4, () => { show.all = true; page.redraw(); }));
+  if (groups.length > shown.length) rows.push(more(counted(groups.length - shown.length, "more group"), 4, () => { show.all = true; page.redraw(); }));
   return rows;
 }
 
@@ -92,9 +92,9 @@ function row(task, open) {
   const act = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle(); } };
   return element(
     "tr",
-    { className: ours(task) ? "pick task aside" : "pick task", tabindex: 0, "aria-expanded": open, "data-key": `task-${task.id}`, on: { click: toggle, keydown: act } },
+    { className: ours(task) ? "pick task aside" : "pick task", tabindex: 0, "aria-expanded": open, "data-key": `task-${task.id}`, "data-detail": `tasks/${task.id}`, on: { click: toggle, keydown: act } },
     number(task.id),
-    element("td", {}, element("span", { className: `state ${task.state}`, title: task.state }), element("span", { text: title(task), className: "coro" }), element("small", { text: task.operation ? `${task.name} · ${task.operation}` : task.name })),
+    element("td", {}, element("span", { className: "coro" }, element("span", { className: `state ${task.state}`, title: task.state }), title(task)), element("small", { text: task.operation ? `${task.name} · ${task.operation}` : task.name })),
     element("td", {}, ...waits(task)),
     cell(place(ownFrame(task.frames)), "where"),
     task.request ? element("td", {}, element("span", { text: `${task.request.method} ${task.request.route}` }), element("small", { text: task.request.id, title: task.request.id, className: "id" })) : cell(""),
@@ -166,7 +166,7 @@ function filterBar(picture, page) {
     { id: "filters" },
     element("input", { id: "search", type: "search", placeholder: "Filter: name, place, request…  (key /)", "aria-label": "Filter", value: show.search, "data-key": "search", on: { input: searched } }),
     ...active.map((name) => element("button", { type: "button", className: "chip", text: `${name}: ${show[name]} ✕`, "data-key": `chip-${name}`, on: { click: () => page.choose({ [name]: null }) } })),
-    picture.allow_cancel && active.length > 0 && element("button", { type: "button", className: "danger", text: `Cancel these ${count(total)}`, "data-key": "cancel-all", on: { click: () => page.cancel(`cancel?${query}`, `Cancel the ${count(total)} tasks with ${active.map((name) => `${name} ${show[name]}`).join(", ")}?`, total) } }),
+    picture.allow_cancel && active.length > 0 && element("button", { type: "button", className: "danger", text: total === 1 ? "Cancel this one" : `Cancel these ${count(total)}`, "data-key": "cancel-all", on: { click: () => page.cancel(`cancel?${query}`, `Cancel the ${counted(total, "task")} with ${active.map((name) => `${name} ${show[name]}`).join(", ")}?`, total) } }),
   );
 }
 
@@ -178,7 +178,7 @@ function draw(picture, detail, page) {
   if (opened && !show.search && !found.some(({ id }) => id === opened)) {
     const task = details.get(opened);
     if (task) rows.unshift(row(task, true), detailRow(task, picture, page));
-    else rows.unshift(element("tr", {}, element("td", { text: `Task ${opened} isn't among those shown, or has ended.`, colspan: 6, className: "empty" })));
+    else rows.unshift(absent(opened, task));
   }
   if (picture.truncated && show.limit < MANY) rows.push(more(`${count(picture.truncated)} more`, 6, () => page.choose({ limit: MANY })));
   if (!rows.length) rows.push(element("tr", {}, element("td", { text: show.search || filters().some(([name]) => show[name]) ? "No task passes the filter." : "No task but aiohttp's own.", colspan: 6, className: "empty" })));
@@ -193,14 +193,27 @@ function draw(picture, detail, page) {
   ];
 }
 
-// The whole chain of the opened task, asked for with each picture.
+// An opened task that wasn't sent, and is being asked for (undefined) or isn't there (null).
+function absent(id, task) {
+  const text = task === null ? `Task ${id} isn't there any more: it has ended.` : `Looking for task ${id}…`;
+  const found = task === null ? { tabindex: -1, "data-key": `task-${id}`, "data-detail": `tasks/${id}` } : {};
+  return element("tr", found, element("td", { text, colspan: 6, className: "empty" }));
+}
+
+// The whole chain of the opened task, asked for with each picture; null for one that isn't there.
+let asked = {};
 function loadDetail(id, page) {
-  if (loadDetail.asked === page.picture()) return;
-  loadDetail.asked = page.picture();
-  page.fetched(`/${id}`).then(
-    (task) => { for (const known of details.keys()) if (known !== id) details.delete(known); const first = !details.has(id); details.set(id, task); if (first) page.redraw(); },
-    () => details.delete(id),
-  );
+  const picture = page.picture();
+  if (asked.picture === picture && asked.id === id) return;
+  asked = { picture, id };
+  const keep = (task) => {
+    if (asked.id !== id) return;
+    const known = details.get(id);
+    details.clear();
+    details.set(id, task);
+    if (known === undefined || !known !== !task) page.redraw();
+  };
+  page.fetched(`/${id}`).then(keep, () => keep(null));
 }
 
 export const tasks = { draw };

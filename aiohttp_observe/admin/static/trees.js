@@ -1,6 +1,6 @@
 // Trees: who awaits whom, and who started whom.  Each task is drawn once, and mentioned after that.
 
-import { CONNECTION, called, count, duration, element, isOurs, kindly, place } from "./draw.js";
+import { CONNECTION, called, count, counted, duration, element, isOurs, kindly, place } from "./draw.js";
 
 const closed = new Set();
 const DEEPEST = 60;
@@ -56,20 +56,22 @@ function forest(nodes, edges, nothing) {
     if (drawn.size < MOST_DRAWN) made.push(branch(id, "", tree, below, drawn, 0));
     else left += 1;
   }
-  if (left) made.push(element("li", { text: `and ${count(left)} more that aren't drawn`, className: "dim" }));
+  if (left) made.push(element("li", { text: `and ${count(left)} more that ${left === 1 ? "isn't" : "aren't"} drawn`, className: "dim" }));
   return element("ul", { className: "tree" }, ...made);
 }
 
-function cycle(ids, names) {
+// Its address names one of its tasks.
+function cycle(ids, names, detail) {
   const path = [...ids, ids[0]].flatMap((id, index) => [index ? " → " : "", element("a", { href: `#tasks/${id}`, text: names.get(id) ?? `task ${id}` })]);
-  return element("p", { className: "finding deadlock" }, "deadlock: ", ...path);
+  const chosen = ids.includes(Number(detail)) ? `trees/${detail}` : undefined;
+  return element("p", { className: "finding deadlock", tabindex: -1, "data-key": `cycle-${ids[0]}`, "data-detail": chosen }, "deadlock: ", ...path);
 }
 
-function draw({ nodes, awaits, created, cycles, truncated }) {
+function draw({ nodes, awaits, created, cycles, truncated }, detail) {
   const names = new Map(nodes.map((node) => [node.id, node.name]));
   return [
-    element("h2", {}, "Who awaits whom ", element("span", { text: truncated ? `${count(truncated)} tasks not drawn` : "" })),
-    ...cycles.map((ids) => cycle(ids, names)),
+    element("h2", {}, "Who awaits whom ", element("span", { text: truncated ? `${counted(truncated, "task")} not drawn` : "" })),
+    ...cycles.map((ids) => cycle(ids, names, detail)),
     forest(nodes, awaits, "No task waits for another one."),
     element("h2", { text: "Who started whom" }),
     forest(nodes, created, "No task was started by one that is still there."),
