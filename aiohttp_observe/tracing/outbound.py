@@ -158,17 +158,14 @@ class _ClientSpan(LightSpan):
         return name_of(self._of[0])
 
     def _tell_attributes(self) -> dict[str, Any]:
-        attributes = _attributes_of(self._of)
-        if self._outcome is not None:
-            attributes.update(_attributes_of_outcome(self._outcome))
-        return attributes
+        return {**_attributes_of(self._of), **self._tell_outcome()}
 
-    def _tell_outcome(self, of: Outcome) -> dict[str, Any]:
-        return _attributes_of_outcome(of)
+    def _tell_outcome(self) -> dict[str, Any]:
+        return {} if self._outcome is None else _attributes_of_outcome(self._outcome)
 
     def finish(self, outcome: Outcome, seconds: float, failed: bool) -> None:
         self._outcome = outcome
-        self._conclude(outcome, seconds, failed)
+        self._conclude(seconds, failed)
 
 
 def _attributes_of(facts: Facts) -> dict[str, Any]:

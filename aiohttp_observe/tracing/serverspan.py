@@ -170,8 +170,9 @@ class ServerSpan(LightSpan):
         of = self._of
         return attributes_of(self._facts if of is None else self._home.facts(*of))
 
-    def _tell_outcome(self, of: Exchange) -> dict[str, Any]:
-        return outcome_of(of)
+    def _tell_outcome(self) -> dict[str, Any]:
+        status, more = self._facts[-2:]
+        return (more or {}) if status is None else {**(more or {}), "http.response.status_code": status}
 
     def finish(self, exchange: Exchange) -> SpanIds:
         """Set the outcome and end, without becoming a full span for it."""
@@ -179,5 +180,5 @@ class ServerSpan(LightSpan):
         if of is not None:
             self._facts = self._home.facts(*of)  # first: another thread may read of either
             self._of = None  # lets go of the request, and breaks the cycle with the exchange
-        self._conclude(exchange, exchange.duration or 0.0, is_our_error(exchange))
+        self._conclude(exchange.duration or 0.0, is_our_error(exchange))
         return self if self._made_lock is None else _Ids(self.trace_id, self.span_id)

@@ -267,6 +267,7 @@ class LightSpan(SdkSpan):
     _made_context: SpanContext | None = None
     _made_name: str | None = None
     _made_attributes: Any = None
+    _outcome_is_due = False
     _made_resource: Any = None
     _made_lock: threading.Lock | None = None
 
@@ -283,10 +284,11 @@ class LightSpan(SdkSpan):
         raise NotImplementedError
 
     def _tell_attributes(self) -> dict[str, Any]:
-        """Those known by now; those of the outcome are added to them at the end."""
+        """Those known by now."""
         raise NotImplementedError
 
-    def _tell_outcome(self, of: Any) -> dict[str, Any]:
+    def _tell_outcome(self) -> dict[str, Any]:
+        """Those of them that are known only at the end."""
         raise NotImplementedError
 
     @property
@@ -312,16 +314,27 @@ class LightSpan(SdkSpan):
     @property
     def _attributes(self) -> Any:
         made = self._made_attributes
-        if made is None:
+        if made is None or self._outcome_is_due:
             with _becoming_full:
-                made = self._made_attributes
-                if made is None:
-                    made = self._made_attributes = self._tell_attributes()
+                made = self._made_attributes = self._told_attributes()
         return made
 
     @_attributes.setter
     def _attributes(self, attributes: Any) -> None:  # as processors do that redact
         self._made_attributes = attributes
+
+    def _told_attributes(self) -> Any:
+        """What ends a span doesn't wait for threads that touch it: whoever reads next adds the outcome."""
+        is_due = self._outcome_is_due
+        made = self._tell_attributes() if self._made_attributes is None else self._made_attributes
+        if is_due:
+            outcome = self._tell_outcome()
+            if isinstance(made, BoundedAttributes):
+                made.update(outcome)
+            else:
+                made = {**made, **outcome}  # somebody may be reading it
+            self._outcome_is_due = False
+        return made
 
     @property
     def _lock(self) -> Any:  # type: ignore[override]
@@ -389,23 +402,19 @@ class LightSpan(SdkSpan):
                 return
         self.add_event(event.name, event.attributes, event.timestamp)
 
-    def _conclude(self, of: Any, seconds: float, failed: bool) -> None:
-        """End with the outcome of ``of``, without becoming a full span for it."""
+    def _conclude(self, seconds: float, failed: bool) -> None:
+        """End with the outcome, which is known by now, without becoming a full span for it."""
         end_time = self._start_time + int(seconds * 1e9)
-        with _becoming_full:
-            if self._end_time is not None:  # the service has ended it
-                return
-            is_light = self._made_lock is None
-            if is_light:
-                if self._made_attributes is not None:
-                    self._made_attributes.update(self._tell_outcome(of))
-                if failed:
-                    self._status = _ERROR
-                self._end_time = end_time
-        if is_light:
-            self._home.processors.end(self)
+        if self._end_time is not None:  # the service has ended it
+            pass
+        elif self._made_lock is not None:
+            conclude(self, self._tell_outcome(), failed, end_time)
         else:
-            conclude(self, self._tell_outcome(of), failed, end_time)
+            if failed:
+                self._status = _ERROR
+            self._outcome_is_due = True
+            self._end_time = end_time
+            self._home.processors.end(self)
 
 
 def started(
