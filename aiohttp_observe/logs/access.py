@@ -131,6 +131,7 @@ class AccessLines:
 
     def __init__(self, direct: Callable[[], WriterHandler | None]) -> None:
         self._direct = direct
+        self._handler: WriterHandler | None = None
         self.begin_anew()
         heed_forks(self)
 
@@ -140,10 +141,9 @@ class AccessLines:
 
     def finished(self, exchange: Exchange) -> None:
         waiting = self._waiting
-        try:
-            handler: WriterHandler | None = waiting[-1][0]
-        except IndexError:
-            handler = self._direct()
+        if not waiting:
+            self._handler = self._direct()
+        handler = self._handler
         if handler is None:
             _log(exchange)
         else:

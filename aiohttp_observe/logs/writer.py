@@ -50,7 +50,7 @@ def _take(waiting: SimpleQueue[Any], most: int) -> list[Any]:
 
 
 class Writer:
-    """Renders and writes the lines put in, in order, on a thread of its own.
+    """Writes the lines put in, in order, on a thread of its own.
 
     ``put`` never blocks: beyond ``limit`` lines waiting, or once the stream has failed, a
     line is dropped and reported to ``dropped(count)``.  It takes no lock of Python's: a log
@@ -76,7 +76,11 @@ class Writer:
         self._starting = Lock()
 
     def put(self, lines: Sequence[Any]) -> None:
-        """Queue the plain data of lines; drop those for which the queue has no room."""
+        """Render and queue the plain data of lines; drop those for which the queue has no room.
+
+        Not in the thread: it would take the interpreter from the loop for that, in the midst of anything.
+        """
+        lines = self._rendered(lines)
         room = 0 if self._closed else max(0, self._limit - self._waiting.qsize())
         for line in lines[:room]:
             self._waiting.put(line)
@@ -128,7 +132,7 @@ class Writer:
             batch = [first, *_take(self._waiting, _BATCH)]
             lines = _lines_of(batch)
             if lines:
-                self._write(self._rendered(lines))
+                self._write(lines)
             if len(lines) < len(batch):
                 for item in batch:
                     if type(item) is LockType and item.locked():
@@ -136,7 +140,7 @@ class Writer:
             if self._closed and not self._waiting.qsize():
                 return
 
-    def _rendered(self, lines: list[Any]) -> list[bytes]:
+    def _rendered(self, lines: Sequence[Any]) -> list[bytes]:
         try:
             return self._render(lines)
         except Exception:
