@@ -486,7 +486,7 @@ async def test_clean_up_goes_on_without_a_task_that_will_not_stop(
     place = f"{__file__}:{stubborn.__code__.co_firstlineno + 3} in stubborn"
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "1 background tasks did not stop within 0.01 s of being cancelled: "
+        "1 background task did not stop within 0.01 s of being cancelled: "
         f"work (waits for Event.wait at {place})"
     )
     assert outcomes(registry) == {("work", "abandoned"): 1}

@@ -76,8 +76,9 @@ def _log(request: web.Request, filters: Mapping[str, Any], names: list[str]) -> 
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     who = peer[0] if isinstance(peer, tuple) else "a Unix socket"
     logger.warning(
-        "%d tasks cancelled from the task console by %s: %s",
+        "%d %s cancelled from the task console by %s: %s",
         len(names),
+        "task" if len(names) == 1 else "tasks",
         who,
         ", ".join(names[:20]),
         extra={"cancelled_by": who, "filters": dict(filters), "cancelled": names[:20]},

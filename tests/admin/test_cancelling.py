@@ -65,7 +65,7 @@ async def test_one_task_is_cancelled_and_it_is_logged_who_did_it(caplog: pytest.
         assert [task.cancelled() for task in shown.tasks] == [False, True, False]
     (record,) = [record for record in caplog.records if record.name == "aiohttp_observe.admin"]
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == "1 tasks cancelled from the task console by 127.0.0.1: sleeper-1"
+    assert record.getMessage() == "1 task cancelled from the task console by 127.0.0.1: sleeper-1"
 
 
 async def test_a_group_is_cancelled_by_filter() -> None:
