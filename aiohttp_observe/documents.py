@@ -228,7 +228,7 @@ class Documents:
     def _with_more_findings(self, snapshot: Snapshot) -> Snapshot:
         """What no task shows, as it has ended."""
         self._recorder.settle()
-        more = [*_failing(self._flights.failing()), *_failed(workers_of(self._recorder.scope))]
+        more = [*_failed(workers_of(self._recorder.scope)), *_failing(self._flights.failing())]
         return replace(snapshot, findings=(*snapshot.findings, *more[:_MOST_FINDINGS]))
 
     def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
@@ -244,7 +244,9 @@ def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
 
 def _failing(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
     for method, route, error in routes:
-        yield Finding(f"{method} {route} fails: the last requests all ended with {error}", "failing", ())
+        yield Finding(
+            f"{method} {route} fails: the last requests all did, the latest with {error}", "failing", ()
+        )
 
 
 def _failed(workers: Iterable[Worker]) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -112,6 +111,7 @@ def setup_observability(
     )
     _check_application(app)
     _check_paths(app, [pillar.path for pillar in (metrics, admin) if pillar is not None and pillar.path])
+    _check_guard(metrics, admin)
     app[OBSERVABILITY] = observability = Observability(app, pillars, _checked(observers))
     return observability
 
@@ -227,31 +227,28 @@ class Observability:
             await self._serve_apart(stack)
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
-            if not app.on_cleanup.frozen:
-                app.on_cleanup[:] = [*map(self._closing_if_it_fails, app.on_cleanup), self._close]
+            if not app.on_cleanup.frozen and self._close not in app.on_cleanup:
+                app.on_cleanup[:] = [_Guarded(receiver, self._close) for receiver in app.on_cleanup]
+                app.on_cleanup.append(self._close)
+            self._closing = stack.pop_all()
+        another_follows = False
+        try:
             yield
             await self._drain(app)  # what the service's own clean-up has spawned
-            if app.on_cleanup.frozen and self._close in app.on_cleanup:
-                self._closing = stack.pop_all()
-                return
-        SCOPE.set(None)
-
-    def _closing_if_it_fails(self, receiver: _Receiver) -> _Receiver:
-        """``on_cleanup`` ends with the first receiver that raises: ours, the last, would never be called."""
-
-        @wraps(receiver)
-        async def receive(app: web.Application) -> None:
-            try:
-                await receiver(app)
-            except BaseException:
-                await self._close(app)
-                raise
-
-        return receive
+            another_follows = app.on_cleanup.frozen and self._close in app.on_cleanup
+        finally:
+            if not another_follows:
+                await self._end()
 
     async def _close(self, app: web.Application) -> None:
         """After the last ``on_cleanup`` of the service, whose lines and failures are told of, too."""
-        await self._drain(app)
+        try:
+            await self._drain(app)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        """Close all that start-up has opened; a second call has no effect."""
         await self._closing.aclose()
         SCOPE.set(None)
 
@@ -328,6 +325,30 @@ class Observability:
         return lambda: timer.cancel()
 
 
+class _Guarded:
+    """A receiver of ``on_cleanup``, which ends with the first that raises: ours is called then.
+
+    It equals the receiver, which the service may still look for and take away.
+    """
+
+    def __init__(self, receiver: _Receiver, close: _Receiver) -> None:
+        self._receiver = receiver
+        self._close = close
+
+    async def __call__(self, app: web.Application) -> None:
+        try:
+            await self._receiver(app)
+        except BaseException:
+            await self._close(app)
+            raise
+
+    def __eq__(self, other: object) -> bool:
+        return self._receiver == (other._receiver if isinstance(other, _Guarded) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._receiver)
+
+
 OBSERVABILITY: web.AppKey[Observability] = web.AppKey("OBSERVABILITY", Observability)
 """Where an application keeps its `Observability`."""
 
@@ -353,12 +374,17 @@ def _check_paths(app: web.Application, paths: list[str]) -> None:
             raise RuntimeError(
                 f"the path {path} is taken: choose another with Metrics(path=...) or Admin(path=...)"
             )
-        if any(path.startswith(f"{other}/") for other in paths):
-            raise RuntimeError(
-                f"the path {path} is below Admin's or Metrics', which says who may look there: "
-                "choose another with Metrics(path=...) or Admin(path=...)"
-            )
         taken.append(path)
+
+
+def _check_guard(metrics: Metrics | None, admin: Admin | None) -> None:
+    if metrics is None or admin is None or metrics.path is None:
+        return
+    if metrics.path.startswith(f"{admin.path}/"):
+        raise RuntimeError(
+            f"the path {metrics.path} is below Admin's, which says who may look there: "
+            "choose another with Metrics(path=...) or Admin(path=...)"
+        )
 
 
 def _refuse_nested(app: web.Application) -> None:

@@ -138,7 +138,7 @@ async def test_a_request_has_its_room_before_wait_chains_and_names(
         await asking
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    (line,) = [line for line in lines if "wait_for → shield" in line]
+    (line,) = [line for line in lines if "wait_for → " in line]
     assert "…" in line
     assert line.endswith("GET /shops/{shop}/orders/{order}")
 

@@ -206,7 +206,9 @@ async def test_a_route_whose_last_requests_have_all_failed_stands_out(registry: 
             await service.get("/nowhere")
         assert await verdict(service) == []
         await service.get("/crash")
-        assert await verdict(service) == ["GET /crash fails: the last requests all ended with LookupError"]
+        assert await verdict(service) == [
+            "GET /crash fails: the last requests all did, the latest with LookupError"
+        ]
 
 
 async def test_so_does_a_worker_that_fails_again_and_again(registry: CollectorRegistry) -> None:

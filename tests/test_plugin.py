@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -151,7 +152,7 @@ def test_a_root_over_a_sub_application_that_was_set_up_is_refused(registry: Coll
 
 def test_a_page_below_another_is_refused() -> None:
     """Whose token would guard it?"""
-    with pytest.raises(RuntimeError, match="the path /_tasks/metrics is below Admin's or Metrics'"):
+    with pytest.raises(RuntimeError, match="the path /_tasks/metrics is below Admin's"):
         setup_observability(application(), metrics=Metrics(path="/_tasks/metrics"))
 
 
@@ -471,16 +472,19 @@ async def test_the_services_own_resources_are_still_observed(registry: Collector
     assert told == ["opened", "closed", "forgotten"]
 
 
-@pytest.mark.parametrize("where", ["before ours", "after ours", "cleanup_ctx"])
-async def test_a_clean_up_that_fails_restores_all_the_same(where: str, registry: CollectorRegistry) -> None:
+@pytest.mark.parametrize("error", [ConnectionError, asyncio.CancelledError], ids=["fails", "is cancelled"])
+@pytest.mark.parametrize("where", ["first", "before ours", "after ours", "cleanup_ctx"])
+async def test_a_clean_up_that_ends_early_restores_all_the_same(
+    where: str, error: type[BaseException], registry: CollectorRegistry
+) -> None:
     """What is registered after one that raises is not called any more, and ours is the last."""
 
     async def broken(app: web.Application) -> None:
-        raise ConnectionError("no database")
+        raise error
 
     async def broken_context(app: web.Application) -> AsyncIterator[None]:
         yield
-        raise ConnectionError("no database")
+        raise error
 
     app = application()
     if where == "before ours":
@@ -492,12 +496,65 @@ async def test_a_clean_up_that_fails_restores_all_the_same(where: str, registry:
         app.on_cleanup.append(broken)
     if where == "cleanup_ctx":
         app.cleanup_ctx.append(broken_context)
-    with pytest.raises(ConnectionError, match="no database"):
+    if where == "first":
+        app.on_cleanup.insert(0, broken)
+    with pytest.raises(error):
         async with serving(app):
             session = app[CLIENT_SESSION]
     assert session.closed
     assert surroundings() == before
     assert not threads()
+
+
+async def test_a_clean_up_that_is_interrupted_restores_all_the_same(registry: CollectorRegistry) -> None:
+    """As by a second Ctrl-C, while what the service's own clean-up has spawned won't stop."""
+    may_stop, stopping = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        while not may_stop.is_set():
+            with suppress(asyncio.CancelledError):
+                await may_stop.wait()
+
+    async def spawning(app: web.Application) -> None:
+        spawn(stubborn())
+        await asyncio.sleep(0)
+        stopping.set()
+
+    app = application()
+    app.on_cleanup.append(spawning)
+    before = surroundings()
+    setup_observability(
+        app, metrics=Metrics(registry=registry), logs=Logs(stream=io.StringIO(), replace=True)
+    )
+    runner = web.AppRunner(app)
+    await runner.setup()
+    cleaning = asyncio.create_task(runner.cleanup())
+    await stopping.wait()
+    await asyncio.sleep(0)
+    cleaning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cleaning
+    may_stop.set()
+    assert surroundings() == before
+    assert not threads()
+
+
+async def test_the_service_may_still_take_away_what_cleans_up(registry: CollectorRegistry) -> None:
+    called: list[str] = []
+
+    async def unwanted(app: web.Application) -> None:
+        called.append("unwanted")
+
+    async def change_of_mind(app: web.Application) -> None:
+        app.on_cleanup.remove(unwanted)
+
+    app = application()
+    setup_observability(app, metrics=Metrics(registry=registry))
+    app.on_cleanup.append(unwanted)
+    app.on_startup.append(change_of_mind)
+    async with serving(app):
+        pass
+    assert not called
 
 
 async def test_background_tasks_end_before_the_services_own_resources(registry: CollectorRegistry) -> None:

@@ -123,20 +123,25 @@ class Routes:
         return _document(await self._console.groups(**chosen(request.query)))
 
     async def tree(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         if request.query.get("format") == "text":
             return web.Response(text=await self._console.tree_text())
         return _document(await self._console.tree())
 
     async def resources(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         return _document(await self._console.resources())
 
     async def incidents(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         return web.json_response(self._console.incidents())
 
     async def requests(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         return _document(await self._console.requests())
 
     async def request(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         found = self._console.request(request.match_info["request_id"])
         if found is None:
             return _problem("no such request: it is too long ago, or was never here", 404)
@@ -144,6 +149,7 @@ class Routes:
 
     async def profile(self, request: web.Request) -> web.Response:
         try:
+            check_known(request.query, ["seconds"])
             return web.Response(text=await self._console.profile(seconds_of(request.query)))
         except ValueError as exc:
             return _problem(str(exc), 400)

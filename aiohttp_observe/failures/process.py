@@ -90,7 +90,7 @@ class _Hearing:
 def _warns(original: Any) -> bool:
     """Whether it is Python's own way to warn of a coroutine, in the name of whoever has called it."""
     plain = isinstance(original, FunctionType) and original.__closure__ is None
-    return plain and original.__module__ in ("warnings", "_py_warnings")  # the second from Python 3.14
+    return plain and original.__module__ == "warnings"
 
 
 def _one_frame_deeper(original: Any) -> Callable[[Any], Any]:

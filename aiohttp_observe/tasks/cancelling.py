@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = ["cancel"]
@@ -11,12 +12,42 @@ __all__ = ["cancel"]
 def cancel(task: asyncio.Task[Any]) -> None:
     """As ``task.cancel()``, which fails for those that await each other, in a ring; on the task's loop.
 
-    asyncio passes the wish on to what a task awaits, and in a ring that has no end.
+    asyncio passes the wish on to what a task awaits.  In a ring that has no end, and counts each
+    time as one more wish that somebody would have to take back.
     """
-    try:
-        task.cancel()
-    except RecursionError:
+    if _has_no_end(task):
         _wake_as_cancelled(task)
+    else:
+        task.cancel()
+
+
+def _has_no_end(task: asyncio.Task[Any]) -> bool:
+    """Whether the wish would come round to where it was already."""
+    on_the_way, ended = {id(task)}, set[int]()
+    way: list[tuple[Any, Iterator[Any]]] = [(task, _passed_on(task))]
+    while way:
+        at, further = way[-1]
+        step = next(further, None)
+        if step is None:
+            way.pop()
+            on_the_way.discard(id(at))
+            ended.add(id(at))
+        elif id(step) in on_the_way:
+            return True
+        elif id(step) not in ended:
+            on_the_way.add(id(step))
+            way.append((step, _passed_on(step)))
+    return False
+
+
+def _passed_on(future: Any) -> Iterator[Any]:
+    """To whom asyncio passes the wish on: what a task awaits, what is gathered."""
+    awaited = getattr(future, "_fut_waiter", None)
+    if awaited is not None:
+        yield awaited
+    children = getattr(future, "_children", None)
+    if isinstance(children, list):
+        yield from children
 
 
 def _wake_as_cancelled(task: asyncio.Task[Any]) -> None:

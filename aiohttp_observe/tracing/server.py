@@ -99,7 +99,9 @@ class ServerTracer:
             await asyncio.wait([aside(self._own.shutdown)])
         elif isinstance(provider, TracerProvider):
             flush = partial(provider.force_flush, int(_FLUSH_SECONDS * 1000))
-            await asyncio.wait([aside(flush)], timeout=_FLUSH_SECONDS)
+            done, _ = await asyncio.wait([aside(flush)], timeout=_FLUSH_SECONDS)
+            if any(each.exception() for each in done):  # of an exporter or processor of the service's
+                self._meter.internal_error("tracing")
 
     # Hooks of a request
 

@@ -313,10 +313,11 @@ class LightSpan(SdkSpan):
 
     @property
     def _attributes(self) -> Any:
+        is_due = self._outcome_is_due  # first: once it is cleared, what is stored has the outcome
         made = self._made_attributes
-        if made is None or self._outcome_is_due:
+        if made is None or is_due:
             with _becoming_full:
-                made = self._made_attributes = self._told_attributes()
+                made = self._told_attributes()
         return made
 
     @_attributes.setter
@@ -333,6 +334,8 @@ class LightSpan(SdkSpan):
                 made.update(outcome)
             else:
                 made = {**made, **outcome}  # somebody may be reading it
+        self._made_attributes = made
+        if is_due:
             self._outcome_is_due = False
         return made
 

@@ -28,6 +28,7 @@ function drawVerdict({ findings }) {
       type: "button",
       title: finding.sentence,
       className: `finding ${finding.kind}`,
+      ...(finding.kind === "worker" && { disabled: "" }), // its evidence is in the log
       "data-key": finding.sentence.replace(/[\d.]+/g, "#"),
       on: { click: () => follow(finding) },
     }, element("span", { text: finding.sentence }))),
@@ -43,7 +44,8 @@ function follow({ kind, tasks: ids, resource }) {
   else if (ids.length) {
     if (show.search) choose({ search: "" });
     go(`#tasks/${ids[0]}`);
-  } else bringIntoView(at("blocked"));
+  } else if (kind === "blocked") bringIntoView(at("blocked"));
+  else if (kind === "failing") go("#requests");
 }
 
 function go(hash) {
