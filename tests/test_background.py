@@ -156,6 +156,19 @@ async def test_the_with_gives_the_span(spans: Spans) -> None:
     assert attributes(spans.named("price"))["cents"] == 5
 
 
+async def test_what_is_secret_in_its_attributes_is_redacted(spans: Spans) -> None:
+    async def work() -> None:
+        url = "https://me:hush@upstream/?token=hush&page=2"
+        with operation("price", password="hush", url=url, urls=[url], number=7):
+            pass
+
+    await perform(spans, work)
+    span = spans.named("price")
+    assert "hush" not in span.to_json()
+    assert attributes(span)["number"] == 7
+    assert "page=2" in str(attributes(span)["urls"])
+
+
 async def test_operations_nest_across_awaits_and_tasks(spans: Spans) -> None:
     async def inner(name: str) -> None:
         async with operation(name):

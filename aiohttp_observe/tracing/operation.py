@@ -128,8 +128,8 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
 def _redacted(name: str, value: Any) -> Any:
     if is_secret(name):
         return MARK
-    if isinstance(value, (list, tuple)):
-        return [_redacted(name, item) for item in value]
+    if type(value) in (list, tuple):
+        return [in_text(item) if isinstance(item, str) else item for item in value]
     return in_text(value) if isinstance(value, str) else value
 
 
