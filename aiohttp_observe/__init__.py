@@ -35,6 +35,7 @@ Behind them:
 ``options``            checks of options
 ``redaction``          what must not be shown
 ``texts``              names, bytes and moments as they are shown
+``jsonpieces``         JSON in pieces, between which a loop can have a turn
 ``forks``              what begins anew in a forked child
 ``aside``              a blocking call beside the loop
 =====================  ==============================================================

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from .exchange import Exchange
 from .flightrecorder import FlightRecorder
 from .history import History
 from .incidents import Block, Incidents
+from .jsonpieces import encode
 from .loopwatch import LoopMonitor
 from .middleware import Recorder
 from .profile import profile
@@ -132,7 +132,7 @@ class Documents:
 
     async def groups(self, **filters: Any) -> str:
         snapshot = await self._snapshot(**{**filters, "limit": 1})
-        return _text({"taken_at": snapshot.taken_at, "groups": findings_to_dict(snapshot)["groups"]})
+        return encode({"taken_at": snapshot.taken_at, "groups": findings_to_dict(snapshot)["groups"]})
 
     async def tree(self) -> str:
         return await _joined(tree_pieces(await self._tree()))
@@ -147,7 +147,7 @@ class Documents:
         return await aside(partial(tree_of, snapshot))
 
     async def resources(self) -> str:
-        return _text(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
+        return encode(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
 
     async def is_forgotten(self, number: int) -> bool | None:
         found = find_tasks([number], self.loop)
@@ -161,13 +161,13 @@ class Documents:
 
     async def make_bundle(self, reason: str) -> int | None:
         parts = {
-            "reason": json.dumps(reason),
+            "reason": encode(reason),
             "tasks": await self.tasks(limit=_MOST_IN_BUNDLE, frames=_FRAMES),
             "resources": await self.resources(),
             "tree": await self.tree(),
-            "incidents": _text(self.incidents()),
+            "incidents": encode(self.incidents()),
             "requests": await self.requests(),
-            "history": _text(self.history()),
+            "history": encode(self.history()),
         }
         whole = ",".join(f'"{name}":{text}' for name, text in parts.items())
         return await aside(partial(self._bundles.keep, reason, f"{{{whole}}}"))
@@ -265,10 +265,6 @@ def _failed(workers: Iterable[Worker]) -> Iterator[Finding]:
 
 def _is_stuck(exchange: Exchange, now: float) -> bool:
     return exchange.suspended_at is not None and now - exchange.suspended_at >= _STUCK_SECONDS
-
-
-def _text(document: object) -> str:
-    return json.dumps(document, separators=(",", ":"))
 
 
 async def _joined(pieces: Any) -> str:

@@ -7,17 +7,17 @@ or task; their number is bounded by that of the families.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
-from itertools import chain, count, islice
+from itertools import chain, count
 from math import inf
 from time import perf_counter, time
 from typing import Any
 
 from .exchange import OTHER, Ended, Exchange
+from .jsonpieces import encode, listed
 from .texts import timestamp
 
 __all__ = ["FlightRecorder", "StateOf"]
@@ -32,6 +32,7 @@ _JUST_NOW = 60.0
 """Seconds."""
 _MOST_IN_FLIGHT = 500
 _SLICE = 10
+"""Requests or routes in one piece of text."""
 
 StateOf = Callable[[Exchange], "tuple[int | None, tuple[str, str] | None]"]
 """The task id of a request in flight, and kind and detail of what it waits for."""
@@ -69,12 +70,14 @@ class FlightRecorder:
         by_family = Counter((exchange.method, exchange.route) for exchange in flying)
         flying.sort(key=lambda exchange: exchange.started)
         yield '{"in_flight":['
-        yield from _listed(_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT])
+        shown = (_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT])
+        yield from listed(map(encode, shown), _SLICE)
         yield '],"routes":['
-        yield from _listed(
+        routes = (
             {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
             for (method, route), family in sorted(families, key=lambda item: -item[1].seconds)
         )
+        yield from listed(map(encode, routes), _SLICE)
         yield f'],"left_out":{max(0, len(flying) - _MOST_IN_FLIGHT)}}}'
 
     def failing(self) -> Iterator[tuple[str, str, str]]:
@@ -176,14 +179,6 @@ class _Family:
         }
 
 
-def _listed(items: Iterable[Any]) -> Iterator[str]:
-    """As the items of a JSON list, some at a time."""
-    texts, separator = map(_encode, items), ""
-    while some := list(islice(texts, _SLICE)):
-        yield separator + ",".join(some)
-        separator = ","
-
-
 def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:
     """Of both, each oldest first, the last to end: those that ended otherwise may come before or after."""
     return sorted([*kept, *ended[-_KEPT:]], key=_ended)[-_KEPT:]
@@ -198,7 +193,6 @@ def _ended(exchange: Exchange) -> float:
 
 
 _order = count()
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _brief(exchange: Exchange) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from math import floor
 
-__all__ = ["LONGEST_TITLE", "timestamp", "title", "valid"]
+__all__ = ["LONGEST_TITLE", "counted", "timestamp", "title", "valid"]
 
 LONGEST_TITLE = 256
 """Characters of the name of a task or operation that are shown."""
@@ -16,6 +16,11 @@ _MILLISECONDS = [f".{milliseconds:03d}Z" for milliseconds in range(1000)]
 def title(name: str) -> str:
     """The name of a task or operation as it is shown: cut if it is long."""
     return name if len(name) <= LONGEST_TITLE else f"{name[:LONGEST_TITLE]}…"
+
+
+def counted(number: int, what: str) -> str:
+    """As in ``1 task``, ``2 tasks``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def valid(text: str) -> str:

@@ -59,9 +59,13 @@ def application(registry: CollectorRegistry, **pillars: Any) -> web.Application:
     return app
 
 
+async def document(service: Service, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await service.get(path)).text)
+    return found
+
+
 async def overview(service: Service) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((await service.get("/_tasks/requests")).text)
-    return document
+    return await document(service, "/_tasks/requests")
 
 
 async def route(service: Service, wanted: str) -> dict[str, Any]:
@@ -195,7 +199,7 @@ def test_a_route_that_cannot_be_told_apart_costs_no_other_request() -> None:
 
 
 async def verdict(service: Service) -> list[str]:
-    told: list[str] = json.loads((await service.get("/_tasks")).text)["verdict"]
+    told: list[str] = (await document(service, "/_tasks"))["verdict"]
     return told
 
 

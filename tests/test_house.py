@@ -14,7 +14,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"aside", "texts"},
+    {"aside", "jsonpieces", "texts"},
     {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
     {"flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
@@ -27,7 +27,19 @@ FLOORS = (
 
 LIBRARIES = {
     "aiohttp": set().union(*FLOORS)
-    - {"aside", "bundles", "exchange", "flood", "forks", "options", "profile", "redaction", "tasks", "texts"},
+    - {
+        "aside",
+        "bundles",
+        "exchange",
+        "flood",
+        "forks",
+        "jsonpieces",
+        "options",
+        "profile",
+        "redaction",
+        "tasks",
+        "texts",
+    },
     "prometheus_async": {"metrics"},
     "prometheus_client": {"metrics"},
     "multidict": {"middleware", "tracing"},

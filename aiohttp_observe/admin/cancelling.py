@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..texts import counted
 from .access import is_same_site
 from .console import Console
 from .query import FILTERS, chosen
@@ -76,9 +77,8 @@ def _log(request: web.Request, filters: Mapping[str, Any], names: list[str]) -> 
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     who = peer[0] if isinstance(peer, tuple) else "a Unix socket"
     logger.warning(
-        "%d %s cancelled from the task console by %s: %s",
-        len(names),
-        "task" if len(names) == 1 else "tasks",
+        "%s cancelled from the task console by %s: %s",
+        counted(len(names), "task"),
         who,
         ", ".join(names[:20]),
         extra={"cancelled_by": who, "filters": dict(filters), "cancelled": names[:20]},

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..exchange import Scope
 from ..tasks import cancel, whereabouts
+from ..texts import counted
 
 __all__ = ["drain"]
 
@@ -41,9 +42,8 @@ def _give_up(scope: Scope, stubborn: list[asyncio.Task[Any]], timeout: float) ->
         scope.background.discard(task)
         scope.meter.task_outcome(task.get_name(), "abandoned")
     logger.warning(
-        "%d background %s did not stop within %g s of being cancelled: %s%s",
-        len(stubborn),
-        "task" if len(stubborn) == 1 else "tasks",
+        "%s did not stop within %g s of being cancelled: %s%s",
+        counted(len(stubborn), "background task"),
         timeout,
         "; ".join(f"{task.get_name()} ({whereabouts(task)})" for task in stubborn[:_MOST_NAMED]),
         f"; and {len(stubborn) - _MOST_NAMED} more" if len(stubborn) > _MOST_NAMED else "",

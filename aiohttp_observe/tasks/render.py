@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..jsonpieces import encode, listed
 from .model import LoopState, Resource, Snapshot, TaskInfo, Wait
 from .places import own_line
 
@@ -17,7 +18,6 @@ _NAMED_WAITERS = 50
 _SLICE = 100
 """Tasks in one piece of text: about a millisecond's work."""
 
-_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _quote = json.encoder.encode_basestring_ascii
 
 
@@ -97,13 +97,10 @@ def to_json(snapshot: Snapshot) -> str:
 def json_pieces(snapshot: Snapshot, more: Mapping[str, Any] | None = None) -> Iterator[str]:
     """The document as text in pieces, after each of which a loop can have a turn; with ``more`` keys."""
     whole = {**to_dict(replace(snapshot, tasks=())), **(more or {})}
-    before, after = _encode(whole).split('"tasks":[]', 1)
+    before, after = encode(whole).split('"tasks":[]', 1)
     yield f'{before}"tasks":['
     shared = _Shared()
-    for start in range(0, len(snapshot.tasks), _SLICE):
-        tasks = snapshot.tasks[start : start + _SLICE]
-        piece = ",".join([_task_text(task, shared.text) for task in tasks])
-        yield f",{piece}" if start else piece
+    yield from listed((_task_text(task, shared.text) for task in snapshot.tasks), _SLICE)
     yield f"]{after}"
 
 
@@ -118,7 +115,7 @@ class _Shared:
         known = self._known.get(id(value))
         if known is None:
             plain = [asdict(item) for item in value] if isinstance(value, tuple) else asdict(value)
-            known = self._known[id(value)] = _encode(plain)
+            known = self._known[id(value)] = encode(plain)
         return known
 
 
@@ -132,7 +129,7 @@ def _task_text(task: TaskInfo, shared: Callable[[Any], str]) -> str:
         f'"created_by":{_or_null(task.created_by)},"operation":{_quoted_or_null(task.operation)},'
         f'"request":{"null" if task.request is None else shared(task.request)},'
         f'"trace_id":{_quoted_or_null(task.trace_id)},"orphan":{"true" if task.orphan else "false"},'
-        f'"warnings":{_encode(task.warnings) if task.warnings else "[]"}}}'
+        f'"warnings":{encode(task.warnings) if task.warnings else "[]"}}}'
     )
 
 

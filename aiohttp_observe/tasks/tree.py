@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
+from ..jsonpieces import encode, listed
 from .model import Frame, Resource, Served, Snapshot, TaskInfo
 from .places import own_line
 
@@ -16,8 +16,6 @@ __all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text"]
 
 _SLICE = 100
 """Nodes or edges in one piece of text."""
-
-_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +85,16 @@ def _awaits(tasks: Sequence[TaskInfo], resources: Sequence[Resource]) -> Iterato
 
 def tree_pieces(tree: Tree) -> Iterator[str]:
     """The document of ``/_tasks/tree`` as JSON text in pieces, after each of which a loop can have a turn."""
-    yield f'{{"taken_at":{_encode(tree.taken_at)}'
+    yield f'{{"taken_at":{encode(tree.taken_at)}'
     yield from _list_pieces("nodes", tree.nodes, asdict)
     yield from _list_pieces("awaits", tree.awaits, list)
     yield from _list_pieces("created", tree.created, list)
-    yield f',"cycles":{_encode(tree.cycles)},"truncated":{tree.truncated}}}'
+    yield f',"cycles":{encode(tree.cycles)},"truncated":{tree.truncated}}}'
 
 
 def _list_pieces(name: str, items: Sequence[Any], plain: Callable[[Any], Any]) -> Iterator[str]:
     yield f',"{name}":['
-    for start in range(0, len(items), _SLICE):
-        text = _encode([plain(item) for item in items[start : start + _SLICE]])
-        yield f"{',' if start else ''}{text[1:-1]}"
+    yield from listed(map(encode, map(plain, items)), _SLICE)
     yield "]"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ..texts import counted
 from .groups import Crowd, Groups
 from .growth import Growing
 from .model import Blocked, Finding, Frame, LoopState, Resource
@@ -124,7 +125,7 @@ class _Verdict:
         tasks = [self._meetings.tasks[number] for number in resource.waiters]
         own = sum(map(is_adopted, tasks))
         number = len(tasks)
-        who = _of_all(number, self._requests) if own == number else _counted(number, "task")
+        who = _of_all(number, self._requests) if own == number else counted(number, "task")
         place = "" if resource.frame is None else f" at {_short(resource.frame)}"
         return f"{who} {'waits' if number == 1 else 'wait'} for {resource.type}{place}"
 
@@ -172,11 +173,7 @@ def _leak(crowd: Growing) -> Finding:
 
 
 def _of_all(number: int, requests: int) -> str:
-    return f"{number} of {_counted(requests, 'request')}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number} of {counted(requests, 'request')}"
 
 
 def _short(frame: Frame) -> str:
