@@ -18,7 +18,11 @@ Work = Callable[[], Awaitable[object]]
 
 
 async def split_of(work: Work, registry: CollectorRegistry) -> Exchange:
-    """The exchange of a request that does ``work``."""
+    """The exchange of a request that does ``work``, which waits for at least 0.05 s if at all.
+
+    A machine that stops the process just as it is about to wait leaves it nothing to wait for: such
+    a request was busy for nearly as long, and another one is sent.
+    """
     witness, app = Witness(), web.Application()
 
     async def handler(request: web.Request) -> web.Response:
@@ -28,8 +32,11 @@ async def split_of(work: Work, registry: CollectorRegistry) -> Exchange:
     app.router.add_get("/", handler)
     setup_observability(app, metrics=Metrics(registry=registry), logs=None, observers=[witness])
     async with serving(app) as service:
-        await service.get("/")
-        return await witness.next()
+        while True:
+            await service.get("/")
+            exchange = await witness.next()
+            if exchange.busy < 0.045:
+                return exchange
 
 
 async def wait_for_lock() -> None:
@@ -82,18 +89,18 @@ async def test_a_wait_is_told_by_its_kind(kind: str, work: Work, registry: Colle
     exchange = await split_of(work, registry)
     assert kinds_of(exchange) == {kind}
     assert exchange.duration is not None
-    assert 0.04 < exchange.waiting[kind] + exchange.ready < exchange.duration
+    assert 0.045 - exchange.busy < exchange.waiting[kind] + exchange.ready < exchange.duration
 
 
 async def test_waits_of_a_kind_add_up_and_kinds_stay_apart(registry: CollectorRegistry) -> None:
     async def work() -> None:
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.06)
         await wait_for_lock()
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.06)
 
     exchange = await split_of(work, registry)
     assert kinds_of(exchange) == {"sleep", "lock"}
-    assert exchange.waiting["sleep"] + exchange.ready > 0.05
+    assert exchange.waiting["sleep"] + exchange.ready > 0.07
 
 
 async def test_work_on_the_loop_is_not_waiting(registry: CollectorRegistry) -> None:
