@@ -83,6 +83,17 @@ class Block:
     scope: int | None
     cause: Cause
 
+    @property
+    def place(self) -> dict[str, str | int]:
+        """The line by OpenTelemetry's names for source code; empty without a frame."""
+        if self.frame is None:
+            return {}
+        return {
+            "code.function.name": self.frame.function,
+            "code.file.path": self.frame.file,
+            "code.line.number": self.frame.line,
+        }
+
 
 class Incidents:
     """What one application has seen, at most 200 lines and 200 kinds of failure.

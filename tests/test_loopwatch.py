@@ -92,10 +92,10 @@ def test_a_block_is_told_once_with_its_line(
     (told,) = warnings_of(caplog)
     fields = told.__dict__
     assert told.getMessage().startswith("event loop blocked for ")
-    assert fields["code.function"] == block.__name__
-    assert fields["code.filepath"] == __file__
+    assert fields["code.function.name"] == block.__name__
+    assert fields["code.file.path"] == __file__
     first = block.__code__.co_firstlineno
-    assert first < fields["code.lineno"] <= first + 3
+    assert first < fields["code.line.number"] <= first + 3
     assert fields["task"] == "culprit"
     assert fields["blocked_ms"] == pytest.approx(meter.blocks[0] * 1000, abs=0.1)
     assert meter.errors == []

@@ -142,8 +142,8 @@ def test_a_block_is_told_once_with_line_task_and_request(
         record.getMessage(),
     )
     assert record.blocked_ms == pytest.approx(seconds * 1000, abs=0.1)
-    assert (vars(record)["code.function"], vars(record)["code.filepath"]) == ("write_report", __file__)
-    assert vars(record)["code.lineno"] == line
+    assert (vars(record)["code.function.name"], vars(record)["code.file.path"]) == ("write_report", __file__)
+    assert vars(record)["code.line.number"] == line
     assert record.task == "reporter"
     assert (record.request_id, record.trace_id) == ("request-1", f"{0xABC:032x}")
     assert not hasattr(record, "still_blocked")
@@ -179,7 +179,7 @@ def test_burning_cpu_blocks_too(
         burn()
 
     watched(main)
-    assert vars(the_line(caplog))["code.function"] == "burn"
+    assert vars(the_line(caplog))["code.function.name"] == "burn"
     assert len(numbers.blocks) == 1
 
 
@@ -198,11 +198,11 @@ def test_a_call_that_lets_no_thread_run_is_named(
         for count_so_far in range(1, 21):
             keep_the_lock()
             await until(partial(have_been_told, count_so_far), "the block")
-            if hasattr(told(caplog)[-1], "code.lineno"):
+            if hasattr(told(caplog)[-1], "code.line.number"):
                 break
 
     watched(main)
-    assert vars(told(caplog)[-1])["code.lineno"] == line_of(keep_the_lock, "sum(")
+    assert vars(told(caplog)[-1])["code.line.number"] == line_of(keep_the_lock, "sum(")
     assert len(numbers.blocks) == len(told(caplog))
 
 
@@ -216,7 +216,7 @@ def test_the_line_named_is_the_services_own(watched: RunOnLoop, caplog: pytest.L
         wait_in_a_library()
 
     watched(main)
-    assert vars(the_line(caplog))["code.lineno"] == line_of(wait_in_a_library, "timeout=")
+    assert vars(the_line(caplog))["code.line.number"] == line_of(wait_in_a_library, "timeout=")
 
 
 def dawdle() -> None:
@@ -232,7 +232,7 @@ def test_the_line_named_is_the_one_seen_most_often(
 
     watched(main)
     record = the_line(caplog)
-    assert vars(record)["code.lineno"] == line_of(dawdle, "most of it")
+    assert vars(record)["code.line.number"] == line_of(dawdle, "most of it")
     assert re.search(r", seen there at \d+ of \d+ looks$", record.getMessage())
 
 
@@ -248,7 +248,7 @@ def test_a_function_in_c_called_by_the_loop_itself_is_no_secret(
         monitor.close()
 
     asyncio.run(main())
-    assert (vars(the_line(caplog))["code.function"], len(numbers.blocks)) == ("_run", 1)
+    assert (vars(the_line(caplog))["code.function.name"], len(numbers.blocks)) == ("_run", 1)
 
 
 def test_each_block_is_told(watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture) -> None:
@@ -506,7 +506,7 @@ def test_what_blocks_now_is_named_as_in_the_log(
     assert blocked.frame is not None
     assert blocked.frame != blocked.stack[0], "the library's"
     assert blocked.frame.line == line_of(wait_in_a_library, "timeout=")
-    assert vars(the_line(caplog))["code.lineno"] == blocked.frame.line
+    assert vars(the_line(caplog))["code.line.number"] == blocked.frame.line
 
 
 def test_lag_is_how_late_the_loop_was(watched: RunOnLoop, numbers: Numbers) -> None:
@@ -583,7 +583,7 @@ def test_what_blocks_at_clean_up_is_told_too(
         monitor.close()
 
     loop.run_until_complete(main())
-    assert vars(the_line(caplog))["code.function"] == "write_report"
+    assert vars(the_line(caplog))["code.function.name"] == "write_report"
     assert len(numbers.blocks) == 1
 
 

@@ -76,16 +76,13 @@ def _unseen(block: Block) -> str:
 
 def _fields(block: Block, still: bool) -> dict[str, Any]:
     """The ``extra`` of the log line: those that there are."""
-    frame, cause = block.frame, block.cause
-    place: dict[str, Any] = {}
-    if frame is not None:
-        place = {"code.function": frame.function, "code.filepath": frame.file, "code.lineno": frame.line}
+    cause = block.cause
     fields = {
         "blocked_ms": round(block.seconds * 1000, 1),
         "cause": cause.kind,
         "cause_confidence": cause.confidence,
         "cause_evidence": cause.evidence,
-        **place,
+        **block.place,
         "still_blocked": still or None,
         "task": block.task_name,
         "request_id": block.request_id,

@@ -53,16 +53,9 @@ def _within(place: SpanPlace) -> Context:
 
 
 def _attributes(block: Block) -> dict[str, Any]:
-    frame, cause = block.frame, block.cause
-    place: dict[str, Any] = {}
-    if frame is not None:
-        place = {
-            "code.function.name": frame.function,
-            "code.file.path": frame.file,
-            "code.line.number": frame.line,
-        }
+    cause = block.cause
     return {
-        **place,
+        **block.place,
         "cause": cause.kind,
         "cause.confidence": cause.confidence,
         "cause.evidence": cause.evidence,
