@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import AsyncGeneratorType
 from typing import Any, NamedTuple
 
@@ -145,29 +145,28 @@ def _fixed_phrase(chain: Chain, marks: Sequence[tuple[int, Rule | None]]) -> _Ph
     return _phrase(rules, chain)
 
 
-def _phrase_of(chain: Chain, stack: Stack) -> _Phrase:
-    """The phrase for this very task, where an ``async with`` block may or may not be a timeout."""
-    rules = []
+def _rules_at(chain: Chain, stack: Stack) -> Iterator[tuple[int, Rule]]:
+    """Those of this very task, where an ``async with`` block may or may not be a timeout."""
     for index, rule in stack.marks:
         if rule is None:
             if timeouts_of(chain.awaitables, index):
-                rules.append((index, TIMEOUT))
+                yield index, TIMEOUT
         elif not rule.idle or (index == len(chain.frames) - 1 and awaited(chain.leaf).kind == "future"):
-            rules.append((index, rule))
-    return _phrase(rules, chain)
+            yield index, rule
 
 
 def kind_at(chain: Chain, stack: Stack) -> str | None:
     """The wait kind as far as the places in the code tell it."""
-    phrase = stack.phrase or _phrase_of(chain, stack)
-    return phrase.kind
+    if stack.phrase is not None:
+        return stack.phrase.kind
+    return next((rule.kind for _, rule in _rules_at(chain, stack)), None)
 
 
 def read_wait(chain: Chain, stack: Stack) -> Reading:
     """What a waiting task waits for."""
     if stack.reading is not None:
         return stack.reading
-    phrase = stack.phrase or _phrase_of(chain, stack)
+    phrase = stack.phrase or _phrase(list(_rules_at(chain, stack)), chain)
     on: Sequence[Any] = ()
     resource = None
     timed = any_of = False
