@@ -48,6 +48,6 @@ class Flood:
         now = perf_counter()
         for kind, (began, _, _) in list(self._kinds.items()):
             if at_once or now - began >= _SECONDS:
-                left_out = int(self._kinds.pop(kind)[2])
-                if left_out:
-                    yield kind, left_out
+                window = self._kinds.pop(kind, None)  # several threads may be at it
+                if window is not None and window[2]:
+                    yield kind, int(window[2])

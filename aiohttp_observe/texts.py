@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from functools import lru_cache
 from math import floor
+from typing import Any
 
-__all__ = ["LONGEST_TITLE", "counted", "timestamp", "title", "valid"]
+__all__ = ["LONGEST_TITLE", "counted", "qualified_name", "timestamp", "title", "valid"]
 
 LONGEST_TITLE = 256
 """Characters of the name of a task or operation that are shown."""
@@ -16,6 +17,12 @@ _MILLISECONDS = [f".{milliseconds:03d}Z" for milliseconds in range(1000)]
 def title(name: str) -> str:
     """The name of a task or operation as it is shown: cut if it is long."""
     return name if len(name) <= LONGEST_TITLE else f"{name[:LONGEST_TITLE]}…"
+
+
+def qualified_name(work: Any) -> str:
+    """That of a coroutine or a function, within a ``partial`` too; else of the class of ``work``."""
+    function = getattr(work, "func", work)
+    return str(getattr(function, "__qualname__", None) or type(work).__qualname__)
 
 
 def counted(number: int, what: str) -> str:

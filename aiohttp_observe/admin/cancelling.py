@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..records import log
 from ..texts import counted
 from .access import is_same_site
 from .console import Console
@@ -76,12 +77,14 @@ async def _confirmed(request: web.Request) -> int | None:
 def _log(request: web.Request, filters: Mapping[str, Any], names: list[str]) -> None:
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     who = peer[0] if isinstance(peer, tuple) else "a Unix socket"
-    logger.warning(
+    log(
+        logger,
+        logging.WARNING,
         "%s cancelled from the task console by %s: %s",
         counted(len(names), "task"),
         who,
         ", ".join(names[:20]),
-        extra={"cancelled_by": who, "filters": dict(filters), "cancelled": names[:20]},
+        fields={"cancelled_by": who, "filters": dict(filters), "cancelled": names[:20]},
     )
 
 

@@ -119,7 +119,8 @@ def _remove_stale(path: str) -> None:
     if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path):
+        probe.settimeout(1.0)
+        if probe.connect_ex(path) == errno.ECONNREFUSED:  # else somebody has it
             os.unlink(path)
 
 

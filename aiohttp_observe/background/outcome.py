@@ -13,13 +13,14 @@ from typing import Any, Literal, TypeVar, cast
 from ..exchange import CURRENT, FIELDS, SCOPE, Scope, current_scope
 from ..flood import OTHERS, Flood
 from ..options import check_choice, check_instance
+from ..records import log
+from ..texts import qualified_name
 
 __all__ = [
     "UNSCOPED",
     "Trace",
     "check_coroutine",
     "detached",
-    "name_of",
     "named",
     "supervised",
     "tell",
@@ -38,23 +39,24 @@ UNSCOPED = Scope()
 _flood = Flood()
 
 
-def tell(scope: Scope, name: str, started: float, exc: BaseException | None) -> str:
-    """Log and count the end of a task ``started`` at that `time.perf_counter`; its outcome."""
+def tell(scope: Scope, name: str, started: float, exc: BaseException | None) -> None:
+    """Log and count the end of a task ``started`` at that `time.perf_counter`."""
     fields = {"task": name, "duration_ms": round((perf_counter() - started) * 1000, 3)}
     if isinstance(exc, asyncio.CancelledError):
         outcome = "cancelled"
-        logger.info("background task %s was cancelled", name, extra=fields)
+        _log(scope, "background task %s was cancelled", name, fields)
     elif exc is not None:
         outcome = "error"
-        tell_now_and_then("background task %s failed", name, exc, fields)
+        tell_now_and_then(scope, "background task %s failed", name, exc, fields)
     else:
         outcome = "ok"
-        logger.info("background task %s ended", name, extra=fields)
+        _log(scope, "background task %s ended", name, fields)
     scope.meter.task_outcome(name, outcome)
-    return outcome
 
 
-def tell_now_and_then(message: str, name: str, exc: BaseException | None, fields: dict[str, Any]) -> None:
+def tell_now_and_then(
+    scope: Scope, message: str, name: str, exc: BaseException | None, fields: dict[str, Any]
+) -> None:
     """Log an end that may come again and again: of a flood, ten in ten seconds."""
     left_out = _flood.left_out((name, None if exc is None else type(exc).__qualname__))
     if left_out is None:
@@ -62,7 +64,17 @@ def tell_now_and_then(message: str, name: str, exc: BaseException | None, fields
     if left_out:
         message += f"; {left_out} more like it were only counted"
         fields["left_out"] = left_out
-    logger.log(logging.INFO if exc is None else logging.ERROR, message, name, exc_info=exc, extra=fields)
+    _log(scope, message, name, fields, exc)
+
+
+def _log(
+    scope: Scope, message: str, name: str, fields: dict[str, Any], exc: BaseException | None = None
+) -> None:
+    """What a filter or handler of the service's raises must not become what the task ended with."""
+    try:
+        log(logger, logging.INFO if exc is None else logging.ERROR, message, name, fields=fields, exc=exc)
+    except Exception:
+        scope.meter.internal_error("background")
 
 
 def tell_left_out(*, at_once: bool = False) -> None:
@@ -71,13 +83,14 @@ def tell_left_out(*, at_once: bool = False) -> None:
         name, error = (OTHERS[0], None) if kind is OTHERS else kind
         fields = {"task": name, "left_out": left_out}
         level, ended = (logging.INFO, "ended") if error is None else (logging.ERROR, f"failed with {error}")
-        logger.log(
+        log(
+            logger,
             level,
             "background task %s %s; %d more like it were only counted",
             name,
             ended,
             left_out,
-            extra=fields,
+            fields=fields,
         )
 
 
@@ -102,7 +115,7 @@ def supervised(
     except (TypeError, ValueError):
         coro.close()
         raise
-    name = name or name_of(coro)
+    name = name or qualified_name(coro)
     scope = current_scope() or UNSCOPED
     return named(_supervised(coro, name, scope, detached(scope, trace)), coro)
 
@@ -140,16 +153,10 @@ def detached(scope: Scope, trace: Trace) -> contextvars.Context:
 
 def named(outer: Coroutine[Any, Any, T], inner: Any) -> Coroutine[Any, Any, T]:
     """``outer``, known by the name of ``inner``, which is closed with it if it never began."""
-    cast(Any, outer).__qualname__ = name_of(inner)
+    cast(Any, outer).__qualname__ = qualified_name(inner)
     if asyncio.iscoroutine(inner):
         weakref.finalize(outer, inner.close).atexit = False
     return outer
-
-
-def name_of(work: Any) -> str:
-    """The qualified name of a coroutine or a function, within a ``partial`` too."""
-    function = getattr(work, "func", work)
-    return str(getattr(function, "__qualname__", type(work).__qualname__))
 
 
 def check_coroutine(caller: str, coro: Any) -> None:

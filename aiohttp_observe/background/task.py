@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar, overload
 
 from ..exchange import Scope, current_scope
 from ..options import check_choice, check_instance, check_positive
-from .outcome import UNSCOPED, Trace, check_coroutine, detached, name_of, named, tell
+from ..texts import qualified_name
+from .outcome import UNSCOPED, Trace, check_coroutine, detached, named, tell
 from .worker import Restart, Supervision
 
 __all__ = ["spawn"]
@@ -82,11 +83,17 @@ def spawn(
             coro.close()  # else Python would warn that it was never awaited, and hide the mistake
         raise
     scope = current_scope() or UNSCOPED
-    name = name or name_of(coro)
+    name = name or qualified_name(coro)
     supervision = None if restart is None else Supervision(coro, name, restart, backoff, scope)
     work = coro if supervision is None else named(supervision.run(), coro)
     context, ending = detached(scope, trace), _Ending(scope, supervision)  # an eager task begins at once
-    task: asyncio.Task[Any] = context.run(partial(loop.create_task, work, name=name))
+    try:
+        task: asyncio.Task[Any] = context.run(partial(loop.create_task, work, name=name))
+    except Exception as exc:  # of a task factory
+        work.close()
+        if supervision is not None:
+            supervision.ended(exc)
+        raise
     scope.background.add(task)
     task.add_done_callback(ending, context=context)
     return task

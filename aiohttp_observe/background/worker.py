@@ -128,7 +128,9 @@ class Supervision:
         self._enter("backing_off", exc)
         _is_asked_no_more()
         ended = "ended" if exc is None else "failed"
-        tell_now_and_then(f"background task %s {ended}, and starts again in {delay:.3g} s", name, exc, fields)
+        tell_now_and_then(
+            self._scope, f"background task %s {ended}, and starts again in {delay:.3g} s", name, exc, fields
+        )
         return delay
 
     def ended(self, exc: BaseException | None) -> None:

@@ -10,7 +10,7 @@ from ..exchange import CURRENT, Exchange, current_exchange
 from ..tasks import birth_of, exchange_of, own_line
 from ..tasks.model import Frame
 
-__all__ = ["birthplace", "born_in", "coro_of", "is_supervised", "kind_of", "name_of", "raised_in", "task_of"]
+__all__ = ["birthplace", "born_in", "is_supervised", "kind_of", "raised_in", "task_of"]
 
 _SUPERVISION = f"{__package__.partition('.')[0]}.background.outcome"
 
@@ -66,11 +66,3 @@ def raised_in(exc: BaseException | None) -> Frame | None:
 def birthplace(task: asyncio.Task[Any]) -> Frame | None:
     birth = birth_of(task)
     return None if birth is None else birth.place
-
-
-def coro_of(task: asyncio.Task[Any]) -> str:
-    return name_of(task.get_coro())
-
-
-def name_of(coro: Any) -> str:
-    return str(getattr(coro, "__qualname__", type(coro).__qualname__))

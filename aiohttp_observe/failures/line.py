@@ -11,9 +11,11 @@ from typing import Any
 
 from ..exchange import Exchange
 from ..flood import OTHERS, Flood
-from ..tasks import own_line
+from ..records import log
+from ..tasks import coro_of, own_line
 from ..tasks.model import Frame
-from .context import birthplace, coro_of, kind_of, name_of, raised_in, task_of
+from ..texts import qualified_name
+from .context import birthplace, kind_of, raised_in, task_of
 
 __all__ = ["log_failure", "log_never_awaited", "log_raised", "made_at", "tell_left_out"]
 
@@ -50,7 +52,7 @@ def log_raised(message: str, exc: BaseException | None, exchange: Exchange | Non
 
 def log_never_awaited(coro: Any, dropped_in: FrameType, exchange: Exchange | None) -> None:
     """``dropped_in`` is the frame that let go of the coroutine: for a forgotten ``await``, the culprit."""
-    name, made = name_of(coro), made_at(coro)
+    name, made = qualified_name(coro), made_at(coro)
     fields: dict[str, Any] = {
         "kind": "never_awaited",
         "coro": name,
@@ -93,7 +95,7 @@ def _log(message: str, exc: BaseException | None, fields: dict[str, Any]) -> Non
     if leaves:
         fields["leaves"] = [_leaf(leaf) for leaf in leaves[:_MOST_LEAVES]]
         fields["leaves_left_out"] = len(leaves) - len(fields["leaves"])
-    logger.error("%s%s", message, _left_out(fields), exc_info=exc, extra=fields)
+    log(logger, logging.ERROR, "%s%s", message, _left_out(fields), fields=fields, exc=exc)
 
 
 def _leaves_of(exc: BaseException | None) -> Iterator[BaseException]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..exchange import Exchange, current_exchange
 from ..tasks.places import place_of
-from .context import name_of, raised_in
+from ..texts import qualified_name
+from .context import raised_in
 from .line import log_never_awaited, log_raised, made_at
 from .listener import Listener, concerned
 
@@ -107,7 +108,7 @@ def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: Listener
     dropped_in: FrameType = sys._getframe(2)
     log_never_awaited(coro, dropped_in, exchange)
     frame = made_at(coro) or place_of(dropped_in.f_code, dropped_in.f_lasti)
-    listener.incidents.unhandled("never_awaited", coro=name_of(coro), frame=frame, **_ids(exchange))
+    listener.incidents.unhandled("never_awaited", coro=qualified_name(coro), frame=frame, **_ids(exchange))
 
 
 def _tell_thread(args: Any, exchange: Exchange | None, listener: Listener) -> None:
@@ -122,7 +123,7 @@ def _tell_unraisable(args: Any, exchange: Exchange | None, listener: Listener) -
     if isinstance(exc, RuntimeWarning) and str(exc).partition("\n")[0].endswith("was never awaited"):
         return  # told as such; where its maker is remembered, that is in further lines
     what = _function.sub(r"\1", str(args.err_msg or "Exception ignored in"))
-    message = what if args.object is None else f"{what.removesuffix(' in')} in {name_of(args.object)}"
+    message = what if args.object is None else f"{what.removesuffix(' in')} in {qualified_name(args.object)}"
     _tell_raised(message, exc, exchange, listener)
 
 

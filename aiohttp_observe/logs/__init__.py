@@ -171,9 +171,9 @@ class _Process:
 
     def enter(self, make: Callable[[], _Installed]) -> None:
         with self._lock:
-            self._users += 1
             if self.installed is None:
                 self.installed = make()
+            self._users += 1
 
     def leave(self) -> WriterHandler | None:
         """The handler to close, if this was the last."""

@@ -15,6 +15,7 @@ from msgspec import Struct, field
 
 from ..exchange import FIELDS, MALFORMED, UNMATCHED, Ended, Exchange, current_exchange, taken
 from ..forks import heed_forks
+from ..records import log
 from ..texts import timestamp
 from .lines import named_apart, plain
 from .writer import WriterHandler
@@ -113,7 +114,7 @@ def _log(exchange: Exchange) -> None:
     """The same as a record, for handlers of the service's own."""
     line = access_line(0.0, exchange)
     facts = {name: value for name, value in plain(line).items() if name not in _TOLD_BY_RECORD}
-    logger.info("%s", line.message, extra=facts)
+    log(logger, logging.INFO, "%s", line.message, fields=facts)
 
 
 def _milliseconds(seconds: float) -> float:
@@ -200,7 +201,7 @@ class AccessLogger(AbstractAccessLogger):
             "user_agent.original": request.headers.get("User-Agent"),
         }
         known = {name: value for name, value in facts.items() if value is not None}
-        logger.info("%s %s %s", request.method, path, response.status, extra=known)
+        log(logger, logging.INFO, "%s %s %s", request.method, path, response.status, fields=known)
 
 
 def _route(request: web.BaseRequest) -> str:

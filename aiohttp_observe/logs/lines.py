@@ -31,7 +31,7 @@ _DEEPEST = 6
 _LEAST_INT, _GREATEST_INT = -(2**63), 2**64 - 1
 _MOST_ITEMS = 256
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)
-_RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {
+_RESERVED = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "asctime",
     "message",
     "taskName",
@@ -288,7 +288,7 @@ def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]
     if task is not None:
         line["task"] = _name(task)
     if bound:
-        line |= named_apart(bound, is_secret, ids)
+        line |= named_apart(bound, is_secret, {*ids, "task"})
     extras = _extras_of(record, bound)
     if extras:
         line |= named_apart(extras, is_secret)
@@ -308,10 +308,19 @@ class JsonFormatter(logging.Formatter):
     ``request_id``, ``trace_id``, ``span_id``, ``task``, the bound fields, the ``extra``
     fields, ``exception`` (``type``, ``message``, ``stacktrace``) and ``stack_info``.  A field
     that would hide one of the line's own keys gets an underscore at its end.  Long texts are
-    cut with a mark.  ``redact`` is that of `Logs`.
+    cut with a mark.  ``redact`` is that of `Logs`.  The other arguments are those that
+    `logging.config` passes to every formatter: they are ignored.
     """
 
-    def __init__(self, *, redact: Iterable[str] = SECRETS) -> None:
+    def __init__(
+        self,
+        fmt: str | None = None,
+        datefmt: str | None = None,
+        style: str = "%",
+        validate: bool = True,
+        *,
+        redact: Iterable[str] = SECRETS,
+    ) -> None:
         super().__init__()
         self._is_secret = secret_names(redact)
 

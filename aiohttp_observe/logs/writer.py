@@ -121,6 +121,8 @@ class Writer:
                     thread.start()
                     self._thread = thread
                     _flush_at_end_of_child(self)
+            except RuntimeError:  # the process may have no more threads: the next line tries again
+                pass
             finally:
                 self._starting.release()
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..exchange import Meter
 from ..incidents import Block
+from ..records import log
 from ..tasks.model import Frame
 
 __all__ = ["Listener", "inform", "report", "tell"]
@@ -53,12 +54,14 @@ def inform(listeners: Iterable[T], of: Callable[[T], None], meters: Iterable[Met
 
 def tell(block: Block, seen: int, looks: int, *, still: bool) -> None:
     """Log it, in the watchdog's thread: the loop is blocked, or has just got going again."""
-    logger.warning(
+    log(
+        logger,
+        logging.WARNING,
         "event loop %s %.2f s %s",
         "still blocked after" if still else "blocked for",
         block.seconds,
         _unseen(block) if block.frame is None else _seen(block, block.frame, seen, looks),
-        extra=_fields(block, still),
+        fields=_fields(block, still),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..exchange import OTHER
 from ..texts import title, valid
 
-__all__ = ["MOST_HOSTS", "MOST_NAMES", "MOST_ROUTES", "Bounded", "bounded_status", "label"]
+__all__ = ["MOST_HOSTS", "MOST_NAMES", "MOST_ROUTES", "Bounded", "bounded_outcome", "label"]
 
 # Until an application says otherwise.
 MOST_ROUTES = 500
@@ -33,9 +33,19 @@ class Bounded:
         return self._known.setdefault(value, valid(title(value)))
 
 
-def bounded_status(status: int | str | None) -> int | str | None:
+def _bounded_status(status: int | str | None) -> int | str | None:
     """Statuses as HTTP has them (RFC 9110, 15): aiohttp sends any number, and a client may choose it."""
     return status if status is None or (isinstance(status, int) and 100 <= status <= 599) else OTHER
+
+
+def bounded_outcome(
+    status: int | str | None, error: str | None, bounded_error: Bounded
+) -> tuple[int | str | None, str | None]:
+    """Status and error: where the error is no more than the status, it is bounded with it."""
+    code = _bounded_status(status)
+    if error is None:
+        return code, None
+    return code, str(code) if error == str(status) else bounded_error(error)
 
 
 def label(value: object) -> str:

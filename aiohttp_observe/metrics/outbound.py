@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Histogram
 
 from ..exchange import OTHER, ClientOutcome, SpanIds, taken
-from .labels import MOST_HOSTS, MOST_NAMES, Bounded, bounded_status, label
+from .labels import MOST_HOSTS, MOST_NAMES, Bounded, bounded_outcome, label
 from .tally import DURATION_BUCKETS, Timed, observing_all
 
 if TYPE_CHECKING:
@@ -108,11 +108,7 @@ class ClientCalls:
         bounded = self._bounded_host(host)
         if bounded is OTHER or self._bounded_port(f"{host}:{port}") is OTHER:
             port = None
-        code = bounded_status(status)
-        if error_type == str(status):
-            error_type = str(code)
-        elif error_type is not None:
-            error_type = self._bounded_error(error_type)
+        code, error_type = bounded_outcome(status, error_type, self._bounded_error)
         key = (method, bounded, port, code, error_type)
         series = self._series.get(key)
         if series is None:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from ..exchange import MALFORMED, Ended, Exchange, Outcome
 from .instruments import InFlight, Instruments, instruments_of
-from .labels import bounded_status, label
+from .labels import bounded_outcome, label
 from .page import Gate, MetricsPage
 from .scraped import TaskCounts, Utilization
 from .tally import Timed, observing_all
@@ -92,8 +92,8 @@ class ServerMetrics:
 
     def _add(self, outcome: Outcome) -> _Series:
         method, route, status, error = outcome
-        bounded_error = None if error is None else self.instruments.bounded_error(error)
-        bounded = (method, self.instruments.bounded_route(route), bounded_status(status), bounded_error)
+        told = bounded_outcome(status, error, self.instruments.bounded_error)
+        bounded = (method, self.instruments.bounded_route(route), *told)
         series = self._series.get(bounded)
         if series is None:
             series = self._series[bounded] = _Series(self.instruments, bounded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from inspect import iscoroutinefunction
 from typing import Any, Final, ParamSpec, TypeVar, overload
@@ -11,14 +12,17 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 from prometheus_async.aio import time as time_awaitable
 from prometheus_client import REGISTRY
 
-from ..exchange import current_scope
+from ..exchange import Meter, current_scope
 from ..options import check_instance
+from ..texts import qualified_name
 from .instruments import instruments_of
 
 __all__ = ["timeit"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+logger = logging.getLogger("aiohttp_observe")
 
 
 class _Outcome:
@@ -42,8 +46,17 @@ class _Outcome:
 
     def observe(self, seconds: float) -> None:
         scope = current_scope()
-        meter = instruments_of(REGISTRY) if scope is None else scope.meter
+        meter = _metrics_of_the_process() if scope is None else scope.meter
         meter.operation(self._name, self._outcome, seconds)
+
+
+@functools.cache
+def _metrics_of_the_process() -> Meter:
+    try:
+        return instruments_of(REGISTRY)
+    except ValueError as exc:  # somebody else has a metric by one of our names
+        logger.error("timeit() measures nothing outside an application: %s", exc)
+        return Meter()
 
 
 _Timeable = Callable[P, Coroutine[Any, Any, T]]
@@ -81,7 +94,7 @@ def _timed(function: _Timeable[P, T], *, name: str | None) -> _Timeable[P, T]:
             f"@timeit takes a coroutine function, got {function!r}: write 'async def', "
             "or time a block with 'with operation(...)'"
         )
-    label: Final = name or function.__qualname__
+    label: Final = name or qualified_name(function)
 
     @functools.wraps(function)
     async def timed(*args: P.args, **kwargs: P.kwargs) -> T:

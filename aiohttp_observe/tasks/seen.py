@@ -15,7 +15,7 @@ from .places import own_line, place_of
 from .resources import Meetings
 from .stacks import Reading, Stacks, read_wait
 from .timers import within_reach_of_timers
-from .tracker import age_of, exchange_of, is_made_by_wait_for
+from .tracker import age_of, coro_of, exchange_of, is_made_by_wait_for
 
 __all__ = ["Look", "Seen", "live_tasks"]
 
@@ -63,7 +63,7 @@ class Look:
         age = age_of(task, self._now)
         if task is self._running and (frames := self._running_frames(task)):
             line = own_line(frames) or frames[0]
-            return Seen(task, "running", _coro_of(task), frames, line, None, age, exchange, None)
+            return Seen(task, "running", coro_of(task), frames, line, None, age, exchange, None)
         try:
             chain = Chain(task, is_made_by_wait_for)
             stack = self._stacks.of(chain)
@@ -76,8 +76,8 @@ class Look:
                 self.meetings.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
             failure = type(exc).__qualname__
-            return Seen(task, "waiting", _coro_of(task), (), None, None, age, exchange, failure)
-        coro = chain.awaitables[stack.start].__qualname__ if stack.start else _coro_of(task)
+            return Seen(task, "waiting", coro_of(task), (), None, None, age, exchange, failure)
+        coro = chain.awaitables[stack.start].__qualname__ if stack.start else coro_of(task)
         state = "scheduled" if reading is None else "waiting"
         return Seen(task, state, coro, stack.frames, stack.line, reading, age, exchange, None)
 
@@ -91,12 +91,6 @@ class Look:
     def _running_frames(self, task: asyncio.Task[Any]) -> tuple[Frame, ...]:
         places = dropwhile(lambda place: place[0].startswith(_OURS), running_places(task))
         return tuple(place_of(code, lasti) for _, code, lasti in islice(places, self._depth))
-
-
-def _coro_of(task: asyncio.Task[Any]) -> str:
-    coro: Any = task.get_coro()
-    name: str = getattr(coro, "__qualname__", None) or type(coro).__qualname__
-    return name
 
 
 def live_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from ..exchange import CURRENT, Exchange
-from ..texts import title
+from ..texts import qualified_name, title
 from .model import Frame
 from .places import is_library, place_of
 
@@ -29,6 +29,7 @@ __all__ = [
     "adopt",
     "age_of",
     "birth_of",
+    "coro_of",
     "exchange_of",
     "is_adopted",
     "is_made_by_wait_for",
@@ -319,6 +320,11 @@ def operation_of(task: asyncio.Future[Any]) -> str | None:
 def title_of(task: asyncio.Task[Any]) -> str:
     """A task's name as it is shown."""
     return title(task.get_name())
+
+
+def coro_of(task: asyncio.Task[Any]) -> str:
+    """The qualified name of its coroutine."""
+    return qualified_name(task.get_coro())
 
 
 def number_of(thing: Any) -> int:

@@ -181,6 +181,9 @@ class ServerTracer:
 
     def detach(self, how: str) -> None:
         """In a new task's context: ``link`` or ``none`` its traces to where it came from; ``child`` stays."""
+        # Set even if it is to the same: who runs it later does so in a context that has others.
+        CARRIED.set(CARRIED.get())
+        LINK.set(LINK.get())
         if how == "child":
             return
         LINK.set(_current_context() or LINK.get() if how == "link" else None)
