@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiojobs
 import pytest
 from aiohttp import web
 from opentelemetry import trace
@@ -30,6 +31,7 @@ from aiohttp_observe import (
     request_id,
     setup_observability,
     spawn,
+    supervised,
 )
 from tests.service import PATIENCE, Service, Witness, serving, until
 from tests.spans import Spans, attributes
@@ -458,3 +460,23 @@ async def test_without_baggage_its_option_costs_nothing(spans: Spans, lines: io.
 def test_baggage_keys_are_a_tuple_of_names(keys: Any) -> None:
     with pytest.raises(TypeError, match=r"Tracing\(baggage=\.\.\.\) takes a tuple of names"):
         Tracing(baggage=keys)
+
+
+async def test_a_queued_job_has_its_own_requests_baggage(spans: Spans, lines: io.StringIO) -> None:
+    scheduler = aiojobs.Scheduler(limit=1)
+
+    async def work() -> None:
+        await asyncio.sleep(0.05)
+        tell()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await scheduler.spawn(supervised(work(), name="job"))
+        return web.Response()
+
+    async with scheduler, observed(spans, lines, handler, baggage=("tenant",)) as (service, _):
+        await service.get("/", headers={"baggage": "tenant=acme"})
+        await service.get("/")  # its job waits in the queue behind the other, which starts it
+        await until(lambda: len(said(lines)) == 2, "both jobs")
+    assert [line.get("tenant") for line in said(lines)] == ["acme", None]
+    told = [span for span in spans.all if span.name == "told"]
+    assert [attributes(span).get("tenant") for span in told] == ["acme", None]

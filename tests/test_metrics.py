@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import inspect
 import sys
@@ -293,6 +294,23 @@ async def test_exception_types_beyond_the_limit_become_other(
             await witness.next()
     assert label_values(registry, f"{DURATION}_count", "error_type") == {"Error0", "Error1", "_other"}
     assert sum(series(registry, f"{DURATION}_count").values()) == 6
+
+
+async def test_statuses_that_http_does_not_know_use_up_no_names(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.match_info["status"] == "crash":
+            raise LookupError
+        return web.Response(status=int(request.match_info["status"]))
+
+    app = application(registry, witness, max_names=2)
+    app.router.add_get("/answer/{status}", answer)
+    async with serving(app) as service:
+        for status in (600, 601, 602, "crash"):
+            await service.get(f"/answer/{status}")
+            await witness.next()
+    assert label_values(registry, f"{DURATION}_count", "error_type") == {"_other", "LookupError"}
 
 
 async def test_names_beyond_the_limit_become_other(registry: CollectorRegistry) -> None:
@@ -675,6 +693,34 @@ async def test_outside_of_applications_the_process_is_measured() -> None:
 
     await work()
     labels = {"operation": "outside of applications", "outcome": "ok"}
+    assert REGISTRY.get_sample_value(f"{OPERATION}_count", labels) == 1
+
+
+TAKEN = """
+import asyncio, functools
+from prometheus_client import Counter
+from aiohttp_observe import timeit
+
+Counter("asyncio_unhandled", "somebody else's")
+
+@timeit
+async def work(): return 7
+
+assert asyncio.run(work()) == asyncio.run(work()) == 7
+"""
+
+
+def test_a_metric_of_somebody_elses_by_our_name_costs_no_call() -> None:
+    done = run_python(TAKEN)
+    assert done.stderr.count("timeit() measures nothing outside an application") == 1
+
+
+async def test_what_a_partial_calls_is_timed_by_its_name() -> None:
+    async def double(number: int) -> int:
+        return 2 * number
+
+    assert await timeit(functools.partial(double, 4))() == 8
+    labels = {"operation": double.__qualname__, "outcome": "ok"}
     assert REGISTRY.get_sample_value(f"{OPERATION}_count", labels) == 1
 
 

@@ -384,6 +384,31 @@ async def test_the_line_on_what_did_not_stop_is_bounded(
     assert value(registry, "outcomes", name="stubborn", outcome="abandoned") == 30
 
 
+async def test_a_worker_that_cannot_be_started_is_told_as_failed(registry: CollectorRegistry) -> None:
+    app = web.Application()
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise LookupError("no tasks today")
+
+    async def handler(request: web.Request) -> web.Response:
+        loop = asyncio.get_running_loop()
+        before = loop.get_task_factory()
+        loop.set_task_factory(refuse)
+        try:
+            with pytest.raises(LookupError, match="no tasks today"):
+                spawn(return_seven, restart="always", name="ghost")
+        finally:
+            loop.set_task_factory(before)
+        return web.Response()
+
+    app.router.add_get("/", handler)
+    setup_observability(app, metrics=Metrics(registry=registry))
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+        (worker,) = app[OBSERVABILITY].workers()
+    assert (worker.name, worker.state, worker.last_error) == ("ghost", "failed", "LookupError")
+
+
 # Tasks that somebody else starts: aiojobs
 
 
@@ -499,3 +524,13 @@ def test_beyond_so_many_kinds_a_flood_is_of_one_kind() -> None:
     assert told == 510
     assert list(flood.subsided(at_once=True)) == [(("others",), 1490)]
     assert list(flood.subsided(at_once=True)) == []
+
+
+def test_threads_may_ask_for_what_a_flood_left_out_at_once() -> None:
+    flood = Flood()
+    for kind in ("first", "second"):
+        for _ in range(12):
+            flood.left_out(kind)
+    one, other = flood.subsided(at_once=True), flood.subsided(at_once=True)
+    told = [next(one), *other, *one]
+    assert sorted(told) == [("first", 2), ("second", 2)]

@@ -136,6 +136,20 @@ async def test_what_a_process_that_is_gone_has_left_is_no_obstacle(tmp_path: Pat
         assert (await asyncio.to_thread(get_by_unix_socket, path, "/_tasks"))[0] == 200
 
 
+async def test_a_socket_of_another_sort_that_lives_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "console.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as living:
+        living.bind(str(path))
+        async with serving(application(Admin(unix_socket=str(path)))) as service:
+            assert (await service.get("/_tasks")).status == 200
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"alive", str(path))
+        assert living.recv(5) == b"alive"
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
 async def test_a_service_whose_port_for_it_is_taken_runs_without(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
