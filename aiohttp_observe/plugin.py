@@ -29,7 +29,7 @@ from .loopwatch import Bystanders, LoopMonitor, LoopWatch
 from .metrics import Metrics, ServerMetrics
 from .middleware import Recorder, user_observers
 from .options import check_instance
-from .tasks import Snapshot, Tasks, count_tasks
+from .tasks import Snapshot, Tasks, count_as_own, count_tasks
 from .tracing import ServerTracer, Tracing, instrumentors_place, is_instrumented, without_instrumentor
 
 __all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
@@ -219,6 +219,7 @@ class Observability:
                 self._open_tracer(app, self.tracer)
                 stack.push_async_callback(self.tracer.close)
             self._settle_in_time(stack)
+            self._know_own_code(app)
             self._watch_loop(stack, loop)
             self.documents.open(loop, self.monitor)
             stack.callback(self.documents.close)
@@ -274,6 +275,13 @@ class Observability:
             in_flight = self.recorder.in_flight
             stack.callback(self.metrics.read_active(lambda: list(in_flight.values())))
             stack.callback(self.metrics.settle_at_scrape(settle))
+
+    def _know_own_code(self, app: web.Application) -> None:
+        """The service's own is what its handlers are in, even if it is installed."""
+        for each in (app, *_nested(app)):
+            for route in each.router.routes():
+                handler = getattr(route.handler, "func", route.handler)  # of a partial
+                count_as_own(getattr(handler, "__module__", None) or "")
 
     def _open_tracer(self, app: web.Application, tracer: ServerTracer) -> None:
         tracer.open(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"aside", "jsonpieces", "records", "texts"},
+    {"aside", "jsonpieces", "records", "texts", "turns"},
     {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
     {"flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
@@ -202,3 +203,11 @@ def test_importing_the_package_has_no_effect() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("package", sorted({path.parent for path in HOUSE.rglob("__init__.py")} - {HOUSE}))
+def test_the_map_of_a_package_is_whole(package: Path) -> None:
+    """Each file and folder of a room that is a package has its line at the head of the room."""
+    files = {path.stem for path in package.iterdir()} - {"__init__", "__pycache__"}
+    head = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    assert set(re.findall(r"^``(\w+)``", head, re.MULTILINE)) == files

@@ -27,7 +27,7 @@ from aiohttp_observe import LoopWatch
 from aiohttp_observe.exchange import Exchange, Meter, Scope
 from aiohttp_observe.loopwatch import LoopMonitor
 from aiohttp_observe.tasks import Blocked, Frame, LoopState, adopt, number_of, take_snapshot, to_dict
-from tests.service import PATIENCE, until
+from tests.service import PATIENCE, run_python, until
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 RunOnLoop = Callable[[Main], None]
@@ -711,3 +711,43 @@ def test_the_line_named_is_no_part_of_the_document() -> None:
 
     document = asyncio.run(main())
     assert set(document["loop"]["blocked_now"]) == {"seconds", "task", "request_id", "trace_id", "stack"}
+
+
+INSTALLED = """
+import asyncio, logging, sys
+sys.path.insert(0, sys.argv[1])
+logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+from aiohttp import ClientSession, web
+from aiohttp_observe import setup_observability
+import lines
+from company.shop import views
+
+async def main():
+    app = web.Application()
+    app.router.add_get("/", views.report)
+    setup_observability(app, metrics=None)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with ClientSession() as session:
+        await (await session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/")).text()
+    await asyncio.sleep(0.2)
+    await runner.cleanup()
+
+asyncio.run(main())
+"""
+
+
+def test_a_service_that_is_installed_is_no_library(tmp_path: Path) -> None:
+    """As images have it: ``pip install .``, here into a namespace package beside a real library."""
+    installed = tmp_path / "site-packages"
+    shop = installed / "company" / "shop"
+    shop.mkdir(parents=True)
+    (installed / "lines.py").write_text("import time\n\ndef wait():\n    time.sleep(0.4)\n")
+    (shop / "__init__.py").write_text("")
+    (shop / "views.py").write_text(
+        "from aiohttp import web\nimport lines\n\n"
+        "async def report(request):\n    lines.wait()\n    return web.Response()\n"
+    )
+    done = run_python(INSTALLED, str(installed))
+    assert "in report (views.py:5) by task" in done.stdout

@@ -23,7 +23,11 @@ loop is blocked.
 ``warnings``    what is odd about single tasks
 ``forgotten``   whether anybody can still wake a task
 ``tree``        who awaits whom, and who started whom
+``rows``        a task as the documents show it
 ``render``      JSON
+``readers``     what a function of the service releases
+``cancelling``  cancels tasks, and those they wait for
+``places``      from code to lines, and whose code it is
 ``threads``     frames of other threads
 ``tracker``     `Tasks`: when, where, by whom and for which request a task was created
 ``drive``       drives a request's coroutine by hand, timing it
@@ -50,7 +54,7 @@ from .model import (
     TaskInfo,
     Wait,
 )
-from .places import own_line
+from .places import count_as_own, own_line
 from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
 from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
@@ -93,6 +97,7 @@ __all__ = [
     "caller_of",
     "cancel",
     "coro_of",
+    "count_as_own",
     "count_tasks",
     "drive",
     "exchange_of",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import PurePath
 from types import CodeType
 
 from .model import Frame
 
-__all__ = ["Places", "is_library", "own_line", "place_of"]
+__all__ = ["Places", "count_as_own", "is_library", "own_line", "place_of"]
 
-_INSIDE = tuple(
-    f"{path}/"
-    for path in (
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("platstdlib"),
-        PurePath(__file__).parent.parent,
-    )
+_INSIDE = (
+    "<frozen ",
+    f"{sysconfig.get_path('stdlib')}/",
+    f"{sysconfig.get_path('platstdlib')}/",
+    f"{PurePath(__file__).parent.parent}/",
 )
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+_NOBODYS_OWN = ("aiohttp", __name__.partition(".")[0])
+_own: set[str] = set()
+"""Folders of installed packages, and files of installed modules, that are the service's."""
 
 
 def place_of(code: CodeType, lasti: int) -> Frame:
@@ -54,4 +58,25 @@ def own_line(stack: Iterable[Frame]) -> Frame | None:
 
 def is_library(file: str) -> bool:
     """Whether code isn't the service's own: the standard library's, an installed package's or ours."""
-    return file.startswith(("<frozen ", *_INSIDE)) or "/site-packages/" in file or "/dist-packages/" in file
+    if file[:1] not in "/<":
+        file = _file_of_compiled(file)
+    is_installed = file.startswith(_INSIDE) or any(folder in file for folder in _INSTALLED)
+    return is_installed and not file.startswith(tuple(_own))
+
+
+def _file_of_compiled(file: str) -> str:
+    """What Cython has compiled names its source from the folder in which the package lies."""
+    package = sys.modules.get(file.partition("/")[0])
+    return getattr(package, "__file__", None) or file
+
+
+def count_as_own(module: str) -> None:
+    """Take the installed package that ``module`` is in for the service's own: images install that, too."""
+    parts = module.split(".")
+    if parts[0] in _NOBODYS_OWN:
+        return
+    names = accumulate(parts, "{}.{}".format)  # a namespace's own has no file
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in names)
+    file = next(filter(None, files), "")
+    if any(folder in file for folder in _INSTALLED):
+        _own.add(file.removesuffix("__init__.py"))
