@@ -9,31 +9,46 @@ from pathlib import PurePath
 from types import FrameType
 
 from .tasks import caller_of, innermost_frames
+from .turns import quick_turns
 
-__all__ = ["profile"]
+__all__ = ["UnderWayError", "end_profile", "profile"]
 
 _INTERVAL = 0.01
 _DEEPEST = 100
 _MOST_STACKS = 5000
 _at_work = threading.Lock()
+_enough = threading.Event()
+"""Set when the one that is being taken is to end; each has its own."""
+
+
+class UnderWayError(RuntimeError):
+    """Another one is being taken."""
 
 
 def profile(ident: int, seconds: float) -> str:
     """Collapsed stacks of the thread ``ident``, as flame graph tools read them; blocks for ``seconds``.
 
     A line each: the functions from the outermost to the innermost, with ``;`` between, and how
-    often they were seen.  Raises ``ValueError`` while another one is being taken.
+    often they were seen.  Raises `UnderWayError` while another one is being taken.
     """
+    global _enough
     if not _at_work.acquire(blocking=False):
-        raise ValueError("a profile is being taken: wait for its end")
+        raise UnderWayError("a profile is being taken: wait for its end")
     try:
-        seen = _sample(ident, seconds)
+        _enough = enough = threading.Event()
+        with quick_turns():  # or all that is seen of a busy thread is where it sends and receives
+            seen = _sample(ident, seconds, enough)
     finally:
         _at_work.release()
     return "".join(f"{stack} {count}\n" for stack, count in seen.most_common())
 
 
-def _sample(ident: int, seconds: float) -> Counter[str]:
+def end_profile() -> None:
+    """Have the one that is being taken, if there is, end at once with what it has seen."""
+    _enough.set()
+
+
+def _sample(ident: int, seconds: float, enough: threading.Event) -> Counter[str]:
     seen: Counter[str] = Counter()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
@@ -41,8 +56,9 @@ def _sample(ident: int, seconds: float) -> Counter[str]:
         if frame is not None:
             stack = _collapsed(frame)
             seen[stack if stack in seen or len(seen) < _MOST_STACKS else "_other"] += 1
-        frame = None  # or the stack would be kept alive for as long as this sleeps
-        time.sleep(_INTERVAL)
+        frame = None  # or the stack would be kept alive for as long as this waits
+        if enough.wait(_INTERVAL):
+            break
     return seen
 
 

@@ -6,6 +6,7 @@
 ``routes``      ``/_tasks`` and below
 ``query``       their parameters
 ``stream``      the live page's feed
+``profiling``   profiles, for as long as somebody waits for them
 ``cancelling``  cancelling tasks
 ``server``      a thread and loop of its own, which answer while the application's is blocked
 ``static``      the page

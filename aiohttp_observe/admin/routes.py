@@ -13,7 +13,8 @@ from aiohttp import web
 from .access import Gate, is_same_site
 from .cancelling import Cancelling
 from .console import Console
-from .query import MOST_FRAMES, check_known, chosen, seconds_of
+from .profiling import Profiling
+from .query import MOST_FRAMES, check_known, chosen
 from .stream import Streams
 
 __all__ = ["Routes"]
@@ -45,6 +46,7 @@ class Routes:
         self._gate = gate
         self._console = console
         self._streams = Streams(console, HEADERS, may_cancel=allow_cancel and gate.has_login)
+        self._profiling = Profiling(console)
         self._cancelling = Cancelling(console, allowed=allow_cancel and gate.has_login)
 
     def add_to(self, app: web.Application) -> None:
@@ -59,12 +61,12 @@ class Routes:
             ("/requests", self.requests),
             ("/requests/{request_id}", self.request),
         ):
-            app.router.add_get(self._path + path, self._guarded(self._page_or(handler)))
+            app.router.add_get(self._path + path, self._guarded(self._page_or(_checked(handler))))
         app.router.add_get(self._path + "/stream", self._guarded(self._streams.serve))
-        app.router.add_get(self._path + "/profile", self._guarded(self.profile))
-        app.router.add_get(self._path + "/bundles", self._guarded(self.bundles))
-        app.router.add_post(self._path + "/bundles", self._guarded(self.make_bundle))
-        app.router.add_get(self._path + r"/bundles/{id:\d{1,18}}", self._guarded(self.bundle))
+        app.router.add_get(self._path + "/profile", self._guarded(_checked(self._profiling.serve)))
+        app.router.add_get(self._path + "/bundles", self._guarded(_checked(self.bundles)))
+        app.router.add_post(self._path + "/bundles", self._guarded(_checked(self.make_bundle)))
+        app.router.add_get(self._path + r"/bundles/{id:\d{1,18}}", self._guarded(_checked(self.bundle)))
         app.router.add_get(self._path + "/static/{name}", self._guarded(self.static))
         app.router.add_post(self._path + r"/{id:\d{1,18}}/cancel", self._guarded(self._cancelling.one))
         app.router.add_post(self._path + "/cancel", self._guarded(self._cancelling.many))
@@ -73,7 +75,7 @@ class Routes:
             app.router.add_get(self._path + "/login.css", self.login_style)
         app.router.add_route("*", self._path, self._guarded(self.not_allowed))
         app.router.add_route("*", self._path + "/{rest:.*}", self._guarded(self.nothing))
-        app.on_shutdown.append(self._streams.close)
+        app.on_shutdown.extend([self._streams.close, self._profiling.close])
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -89,15 +91,10 @@ class Routes:
         return guarded
 
     def _page_or(self, handler: Handler) -> Handler:
-        """The page for a browser, which asks it for the document; a parameter that can't be is a 400."""
+        """The page for a browser, which asks it for the document."""
 
         async def page_or_document(request: web.Request) -> web.StreamResponse:
-            if _wants_html(request):
-                return self._page("page.html", request)
-            try:
-                return await handler(request)
-            except ValueError as exc:
-                return _problem(str(exc), 400)
+            return self._page("page.html", request) if _wants_html(request) else await handler(request)
 
         return page_or_document
 
@@ -147,21 +144,17 @@ class Routes:
             return _problem("no such request: it is too long ago, or was never here", 404)
         return web.json_response(found)
 
-    async def profile(self, request: web.Request) -> web.Response:
-        try:
-            check_known(request.query, ["seconds"])
-            return web.Response(text=await self._console.profile(seconds_of(request.query)))
-        except ValueError as exc:
-            return _problem(str(exc), 400)
-
     async def bundles(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         return web.json_response({"bundles": self._console.bundles()})
 
     async def bundle(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         text = self._console.bundle(int(request.match_info["id"]))
         return _problem("it isn't kept any more", 404) if text is None else _document(text)
 
     async def make_bundle(self, request: web.Request) -> web.Response:
+        check_known(request.query, [])
         if not is_same_site(request):
             return _problem("ask from the page itself", 403)
         number = await self._console.make_bundle("asked for")
@@ -216,6 +209,18 @@ class Routes:
         resource = request.match_info.route.resource
         path = self._path if resource is None else resource.canonical
         return path[: path.index(self._path) + len(self._path)]
+
+
+def _checked(handler: Handler) -> Handler:
+    """A parameter that can't be is a 400."""
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ValueError as exc:
+            return _problem(str(exc), 400)
+
+    return checked
 
 
 def _document(text: str) -> web.Response:

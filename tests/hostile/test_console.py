@@ -340,7 +340,7 @@ async def test_no_profile_takes_for_ever(locked: Doors, seconds: str) -> None:
 async def test_one_profile_at_a_time_is_taken(locked: Doors) -> None:
     asked = (ask(locked.own, request("/_tasks/profile?seconds=0.5", BEARER)) for _ in range(20))
     statuses = [reply.status for reply in await asyncio.gather(*asked)]
-    assert sorted(statuses) == [200, *[400] * 19]
+    assert sorted(statuses) == [200, *[409] * 19]
 
 
 @pytest.mark.parametrize(
