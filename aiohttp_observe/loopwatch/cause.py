@@ -85,7 +85,9 @@ def _gc(facts: Facts) -> Cause | None:
     share = facts.collecting / facts.blocked
     if share < _MOST:
         return None
-    return Cause("gc", _grade(share), f"garbage was collected for {facts.collecting:.2f} s of it")
+    return Cause(
+        "gc", _grade(share), f"garbage was collected for {min(facts.collecting, facts.blocked):.2f} s of it"
+    )
 
 
 def _gil(facts: Facts) -> Cause | None:

@@ -12,6 +12,7 @@ from ..exchange import Meter
 from ..incidents import Block
 from ..records import log
 from ..tasks.model import Frame
+from .sightings import Sightings
 
 __all__ = ["Listener", "inform", "report", "tell"]
 
@@ -52,7 +53,7 @@ def inform(listeners: Iterable[T], of: Callable[[T], None], meters: Iterable[Met
             report(meters, lambda meter: meter.internal_error("loopwatch"))
 
 
-def tell(block: Block, seen: int, looks: int, *, still: bool) -> None:
+def tell(block: Block, seen: Sightings, *, still: bool) -> None:
     """Log it, in the watchdog's thread: the loop is blocked, or has just got going again."""
     log(
         logger,
@@ -60,19 +61,24 @@ def tell(block: Block, seen: int, looks: int, *, still: bool) -> None:
         "event loop %s %.2f s %s",
         "still blocked after" if still else "blocked for",
         block.seconds,
-        _unseen(block) if block.frame is None else _seen(block, block.frame, seen, looks),
+        _unseen(block) if block.frame is None else _seen(block, block.frame, seen),
         fields=_fields(block, still),
     )
 
 
-def _seen(block: Block, frame: Frame, seen: int, looks: int) -> str:
-    task = "a callback" if block.task_name is None else f"task {block.task_name}"
+def _seen(block: Block, frame: Frame, seen: Sightings) -> str:
+    if block.task_name is not None:
+        by = f"task {block.task_name}"
+    else:
+        by = "many tasks" if seen.by_many else "a callback"
     request = "" if block.request is None else f", {block.request}"
-    share = "" if seen == looks else f", seen there at {seen} of {looks} looks"
-    return f"in {frame.function} ({PurePath(frame.file).name}:{frame.line}) by {task}{request}{share}"
+    share = f", seen there for {seen.there:.2f} of {seen.seconds:.2f} s" if seen.there < seen.seconds else ""
+    return f"in {frame.function} ({PurePath(frame.file).name}:{frame.line}) by {by}{request}{share}"
 
 
 def _unseen(block: Block) -> str:
+    if block.cause.kind == "gil":
+        return "by another thread, which kept the interpreter lock"
     by = "" if block.request is None else f"by {block.request}, "
     return f"{by}in a line that nobody saw: it let no thread look"
 

@@ -22,6 +22,7 @@ from ..tasks.places import own_line, place_of
 from ..tasks.threads import caller_of, innermost_frames
 from ..tasks.tracker import exchange_of, number_of, title_of
 from . import pulse
+from .clocks import COLLECTIONS
 
 __all__ = ["LoopThread", "Sighting", "Usage", "out_of_sight"]
 
@@ -126,13 +127,15 @@ def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
 
 
 _HANDLE_RUN = asyncio.Handle._run.__code__
+_COLLECTED = type(COLLECTIONS)._hear.__code__
+"""What the collector calls of ours, wherever it works."""
 
 
 def _callback_stack(frame: FrameType | None, caller: CodeType | None) -> tuple[Frame, ...]:
     """Where a loop's thread is within a callback, innermost first; empty if it isn't in one."""
     stack: list[Frame] = []
     while frame is not None and frame.f_code is not caller:
-        if len(stack) < _DEEPEST:
+        if frame.f_code is not _COLLECTED and len(stack) < _DEEPEST:
             stack.append(place_of(frame.f_code, frame.f_lasti))
         frame = caller_of(frame)
     if frame is None:  # asyncio's select has no Handle._run beneath it

@@ -29,16 +29,17 @@ class LoopWatch:
     is measured.  A stretch as long as the threshold is always told, one that is shorter by a
     beat never is, and its duration is right to half a beat.
 
-    Each block is counted once and logged once, when it ends: how long, the line seen there
-    most often (the innermost of the service's own code, if there is one), the task, the
+    Each block is counted once and logged once, when it ends: how long, the line that took most
+    of it (the innermost of the service's own code, if there is one), the task, the
     request and trace it works for, and the cause as far as it can be told.  The line isn't known of
     a call that keeps the interpreter lock if another thread gets it next.  One that lasts 5 s
     is logged then as well, with ``still_blocked``, so that a hung loop isn't silent.
 
     Not counted, and seen in the lag only: stretches in which the watching thread could not run
     either while the loop's thread used no CPU, because then no line is to blame but a process
-    that was stopped or starved of CPU.  Where a container's limit or the interpreter lock
-    explains it, it is told as such, if the loop was in a callback then.
+    that was stopped or starved of CPU.  Where a container's limit explains it, it is told as
+    such, if the loop was in a callback then, and where another thread kept the interpreter
+    lock, always.
     """
 
     threshold: float = 0.1

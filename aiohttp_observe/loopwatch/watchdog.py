@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from math import inf
+from contextlib import ExitStack
 from time import perf_counter
 
 from ..incidents import Block, Cause
 from ..tasks.places import is_library
+from ..turns import SWITCH_INTERVAL, quick_turns
 from .cause import Facts, cause_of
 from .clocks import COLLECTIONS, Reading
 from .pulse import Late, Pulse
+from .sightings import Sightings
 from .telling import Listener, inform, report, tell
 from .thread import LoopThread, Sighting, Usage, out_of_sight
 from .throttling import Throttling
@@ -25,7 +27,6 @@ _LONGEST_PAUSE = 1.0
 """Seconds between looks at a long block."""
 _STILL_BLOCKED = 5.0
 """Age in seconds at which a block is told though it goes on: it may never end."""
-_MOST_SIGHTINGS = 50
 _CLOSE_TIMEOUT = 2.0
 
 
@@ -58,7 +59,8 @@ class Watchdog:
         self._pause = 0.0
         self._planned = perf_counter()
         self._cpu = loop_thread.cpu_seconds()
-        self._sightings: _Sightings | None = None
+        self._sightings: Sightings | None = None
+        self._turns = ExitStack()
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-loop-watch", daemon=True)
         self._thread.start()
 
@@ -77,7 +79,7 @@ class Watchdog:
         sightings = self._sightings
         return self._seen(late, None if sightings is None or sightings.due != late.due else sightings)
 
-    def _seen(self, late: Late, sightings: _Sightings | None) -> Sighting | None:
+    def _seen(self, late: Late, sightings: Sightings | None) -> Sighting | None:
         seen = None if sightings is None else sightings.first
         in_time = sightings is not None and sightings.looked_at < late.after.at - self._pulse.interval / 2
         if in_time or late.worked < self._threshold:
@@ -98,6 +100,7 @@ class Watchdog:
             self._wake.clear()
             last = self._stopping or (self._pulse.due < self._planned and self._loop_thread.is_gone())
             self._pause = self._attend_safely()
+        self._turns.close()
         self._over()
 
     def _attend_safely(self) -> float:
@@ -117,13 +120,14 @@ class Watchdog:
         self._tell_ended(starved)
         overdue = now - due
         if overdue < self._suspicious:
+            self._turns.close()
             self._throttling.note(now)
             self._queue.note(now)
             return self._suspicious - overdue
         sightings = self._sightings
         is_new = sightings is None or sightings.due != due
         if sightings is None or is_new:
-            sightings = self._sightings = _Sightings(due, min(starved, overdue))
+            sightings = self._sightings = Sightings(due, min(starved, overdue))
         seen = self._loop_thread.look(self._pulse.caller)
         if self._pulse.due == due:  # it hasn't ended meanwhile
             sightings.add(seen, now)
@@ -133,7 +137,9 @@ class Watchdog:
         return max(overdue, self._threshold) / 4
 
     def _begin(self, overdue: float) -> None:
-        """Take readings that let go of the interpreter lock: after the look, which may be the only one."""
+        """What lets go of the interpreter lock: after the look, which may be the only one."""
+        self._turns.close()
+        self._turns.enter_context(quick_turns())
         self._throttling.begin(overdue)
         self._queue.begin()
 
@@ -152,48 +158,50 @@ class Watchdog:
         # What it used while this thread was asleep as planned says nothing of the time since.
         return max(late - max(used - self._pause, 0.0), 0.0)
 
-    def _tell_of_hanging(self, sightings: _Sightings, lasting: float) -> None:
+    def _tell_of_hanging(self, sightings: Sightings, lasting: float) -> None:
         if lasting >= _STILL_BLOCKED and sightings.first and not sightings.told:
             sightings.told = True
             seconds = lasting + self._pulse.interval / 2
             cause = self._cause_so_far(sightings, seconds)
             block = _block(self._pulse, sightings, sightings.first, seconds, cause)
-            tell(block, sightings.count, sightings.looks, still=True)
+            tell(block, sightings, still=True)
 
     def _tell_ended(self, starved: float) -> None:
         while self._late:
             late = self._late.popleft()
             sightings = self._sightings
             if sightings is None or sightings.due != late.due:
-                sightings = _Sightings(late.due, min(starved, late.lag))
+                sightings = Sightings(late.due, min(starved, late.lag))
                 self._begin(late.lag)
             else:
                 self._sightings = None
             self._end(sightings, late)
 
-    def _end(self, sightings: _Sightings, late: Late) -> None:
+    def _end(self, sightings: Sightings, late: Late) -> None:
         # It began somewhere between two beats.
         seconds = late.lag + self._pulse.interval / 2
         worked = late.worked
         # While its thread was on a CPU it wasn't starved, whatever this one was.
         sightings.starved = min(sightings.starved, max(late.after.at - late.before.at - worked, 0.0))
-        if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
-            return  # it may have begun when that was over
         queued = self._queue.seconds_of(late.lag)
         cause = self._cause(sightings, seconds, late.before, late.after, queued)
-        if cause.kind not in _STARVING or sightings.found < 2:
+        first = self._seen(late, sightings)
+        if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
+            if cause.kind != "gil":
+                return  # what was seen may have begun when that was over
+            first = out_of_sight(None)  # another thread kept the loop and this one from running
+        elif cause.kind not in _STARVING or sightings.found < 2:
             # Queueing for a CPU is part of a block by something that works for long enough itself.
             seconds -= max(sightings.starved - (queued if worked >= self._threshold else 0.0), 0.0)
-        first = self._seen(late, sightings)
         if first is None or seconds + self._pulse.interval / 2 < self._threshold:
             return
         meters = self._pulse.meters
         report(meters, lambda meter: meter.loop_blocked(seconds))
         block = _block(self._pulse, sightings, first, seconds, cause)
         inform(self.listeners, lambda listener: listener.blocked(block), meters)
-        tell(block, sightings.count, sightings.looks, still=False)
+        tell(block, sightings, still=False)
 
-    def _cause_so_far(self, sightings: _Sightings, seconds: float) -> Cause:
+    def _cause_so_far(self, sightings: Sightings, seconds: float) -> Cause:
         before = self._pulse.before
         if self._loop_thread.clock is None:
             return Cause("unknown", "low", "it goes on, and this system has no CPU clock for it")
@@ -202,7 +210,7 @@ class Watchdog:
         return self._cause(sightings, seconds, before, now, self._queue.seconds_of(seconds))
 
     def _cause(
-        self, sightings: _Sightings, seconds: float, before: Reading, after: Reading, queued: float
+        self, sightings: Sightings, seconds: float, before: Reading, after: Reading, queued: float
     ) -> Cause:
         cpu = after.cpu - before.cpu
         return cause_of(
@@ -215,52 +223,30 @@ class Watchdog:
                 throttled=self._throttling.seconds(),
                 queued=min(queued, max(after.at - before.at - cpu, 0.0)),
                 starved=sightings.starved,
-                contending=_contending(before, after),
-                in_call=sightings.in_calls * 2 > sightings.looks,
+                contending=_contending(before, after, sightings.since),
+                in_call=sightings.in_calls * 2 > sightings.seconds,
             )
         )
 
 
-def _contending(before: Reading, after: Reading) -> float | None:
+def _contending(before: Reading, after: Reading, watched_since: float) -> float | None:
+    """Seconds for which the loop's thread asked for the interpreter lock, at most.
+
+    As one that waits for it does once in a switch interval, which is shorter from when it is watched.
+    """
     if before.waits is None or after.waits is None:
         return None
-    return (after.waits - before.waits) * sys.getswitchinterval()
+    lasted = after.at - before.at
+    watched = min(max(after.at - watched_since, 0.0), lasted)
+    usual = max(sys.getswitchinterval(), SWITCH_INTERVAL)
+    asked_at_most = (lasted - watched) / usual + watched / SWITCH_INTERVAL
+    return (after.waits - before.waits) / asked_at_most * lasted
 
 
 _STARVING = ("throttled", "gil")
 """Causes that keep the watching thread from running too, and explain why it couldn't.
 
 What it saw only once, after that, may have begun after it: no reason to name it."""
-
-
-class _Sightings:
-    """What was seen while the beat that was due at ``due`` did not come; ``first`` most often.
-
-    ``looked_at`` is when it was looked for the first time.
-    """
-
-    def __init__(self, due: float, starved: float) -> None:
-        self.due = due
-        self.starved = starved
-        self.told = False
-        self.looks = 0
-        self.found = 0
-        self.in_calls = 0
-        self.count = 0
-        self.first: Sighting | None = None
-        self.looked_at = inf
-        self._seen: Counter[Sighting] = Counter()
-
-    def add(self, seen: Sighting | None, now: float) -> None:
-        self.looks += 1
-        self.looked_at = min(self.looked_at, now)
-        if seen is None:
-            return
-        self.found += 1
-        self.in_calls += seen.in_call
-        if seen in self._seen or len(self._seen) < _MOST_SIGHTINGS:
-            self._seen[seen] += 1
-            ((self.first, self.count),) = self._seen.most_common(1)
 
 
 class _Queue:
@@ -313,7 +299,7 @@ class _ThrottledSince:
         return self._missed + self._now() - self._begun
 
 
-def _block(pulse: Pulse, sightings: _Sightings, seen: Sighting, seconds: float, cause: Cause) -> Block:
+def _block(pulse: Pulse, sightings: Sightings, seen: Sighting, seconds: float, cause: Cause) -> Block:
     return Block(
         started=sightings.due - pulse.interval / 2,
         seconds=seconds,

@@ -1,0 +1,73 @@
+"""What was seen at the looks at one block, weighed by the time that each stands for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from math import inf
+from time import perf_counter
+
+from ..tasks.model import Frame
+from .thread import Sighting
+
+__all__ = ["Sightings"]
+
+_MOST = 50
+
+
+class Sightings:
+    """What was seen while the beat that was due at ``due`` did not come.
+
+    ``first``      the line that took the most time, and the task that was there for most of it; that
+                   has no task, nor a request, if no single one had the loop for at least half of the time
+    ``there``      seconds for which that line was seen there, of the ``seconds`` looked at
+    ``by_many``    whether ``first`` has no task for that reason
+    ``looks``, ``found``  how often it was looked, and something was seen
+    ``looked_at``  when it was looked for the first time, `time.perf_counter` seconds
+    ``in_calls``   seconds for which it was seen in a call of something not Python code
+    ``starved``    seconds in which the watching thread couldn't run either
+    ``told``       whether it was told as one that goes on
+    """
+
+    def __init__(self, due: float, starved: float) -> None:
+        self.due = due
+        self.starved = starved
+        self.told = self.by_many = False
+        self.looks = self.found = 0
+        self.seconds = self.there = self.in_calls = 0.0
+        self.first: Sighting | None = None
+        self.looked_at = inf
+        self.since = perf_counter()
+        self._seen: defaultdict[Sighting, float] = defaultdict(float)
+        self._at: defaultdict[Frame | None, float] = defaultdict(float)
+        self._by: defaultdict[int | None, float] = defaultdict(float)
+
+    def add(self, seen: Sighting | None, now: float) -> None:
+        """What is seen now stands for the time since the last look."""
+        lasted = max(now - self.due - self.seconds, 0.0)
+        self.looks += 1
+        self.seconds += lasted
+        self.looked_at = min(self.looked_at, now)
+        if seen is None:
+            return
+        self.found += 1
+        if seen.in_call:
+            self.in_calls += lasted
+        if seen in self._seen or len(self._seen) < _MOST:
+            self._seen[seen] += lasted
+            self._at[seen.place] += lasted
+            self._by[seen.task] += lasted
+            self._choose()
+
+    def _choose(self) -> None:
+        place = max(self._at, key=self._at.__getitem__)
+        first = max((each for each in self._seen if each.place == place), key=self._seen.__getitem__)
+        self.there = self._at[place]
+        self.by_many = self._by[first.task] * 2 < sum(self._by.values())
+        self.first = _nobodys(first) if self.by_many else first
+
+
+def _nobodys(seen: Sighting) -> Sighting:
+    return replace(
+        seen, task=None, task_name=None, request=None, request_id=None, trace_id=None, span=None, scope=None
+    )
