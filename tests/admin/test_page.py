@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,7 +31,28 @@ FLAGS = [
 DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
 LONG_ROUTE = "/warehouses/{warehouse_identifier}/shelves/{shelf_identifier}/items/{item_identifier}"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+LOOK = """[
+    ...["verdict", "tiles"].map((id) => Number(getComputedStyle(document.getElementById(id)).opacity)),
+    getComputedStyle(document.querySelector("#verdict .well"), "::before").content,
+    document.title,
+]"""
+"""How sure the page looks of what it shows."""
 MARKUP = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
+
+
+class Job:
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Mail(Job):
+    async def run(self) -> None:
+        await super().run()
+
+
+class Parcels(Job):
+    async def run(self) -> None:
+        await super().run()
 
 
 @pytest.fixture
@@ -83,6 +106,9 @@ async def service(admin: Admin) -> AsyncIterator[BaseTestServer]:
         await asyncio.Event().wait()
         return web.Response()
 
+    async def waiting_too(request: web.Request) -> web.Response:
+        return await waiting(request)
+
     async def blocking(request: web.Request) -> web.Response:
         time.sleep(1.5)  # noqa: ASYNC251 - the mistake on show
         return web.Response()
@@ -93,6 +119,7 @@ async def service(admin: Admin) -> AsyncIterator[BaseTestServer]:
 
     app.router.add_get("/packed", packed)
     app.router.add_get("/waiting", waiting)
+    app.router.add_get("/waiting-too", waiting_too)
     app.router.add_get("/blocking", blocking)
     app.router.add_get(LONG_ROUTE, asking)
     async with TestServer(app) as server:
@@ -363,6 +390,137 @@ async def test_a_service_that_ends_is_said_to_be_gone(browser: Browser) -> None:
         await page.goto(str(server.make_url("/_tasks")))
         await expect(page.locator("#live")).to_contain_text("live")
     await expect(page.locator("#live")).to_contain_text("no answer, again in")
+    assert await page.evaluate(LOOK) == [0.5, 0.5, "none", "(?) Tasks"]
+
+
+async def test_a_service_that_is_silent_does_not_look_well(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#verdict")).to_have_text("Nothing stands out.")
+        assert await page.evaluate(LOOK) == [1, 1, '"✓ "', "Tasks"]
+        await page.evaluate(
+            f"""() => {{
+                window.seen = [];
+                const note = () => window.seen.push([document.getElementById("live").textContent, {LOOK}]);
+                new MutationObserver(note).observe(document.getElementById("live"), {{ childList: true }});
+            }}"""
+        )
+        asyncio.get_running_loop().call_soon(time.sleep, 9)
+        await page.wait_for_function("() => window.seen.at(-1)?.[0] === 'live'", timeout=20_000)
+        *silent, again = await page.evaluate("window.seen")
+        told = [
+            re.fullmatch(r"no picture for (\d+) s: the loop may be blocked; .* would answer", text)
+            for text, _ in silent
+        ]
+        assert told, "it was silent for long"
+        assert all(told), silent
+        assert all(look == [0.5, 0.5, "none", "(?) Tasks"] for _, look in silent)
+        assert again[1][:2] == [1, 1], "when it is heard again"
+
+
+async def test_a_paused_page_is_neither_silent_nor_well(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        await page.clock.install()
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#live")).to_have_text("live")
+        await page.get_by_role("button", name="Pause").click()
+        await page.clock.run_for(60_000)
+        await expect(page.locator("#live")).to_have_text("paused")
+        assert await page.evaluate(LOOK) == [1, 1, "none", "Tasks"]
+
+
+@pytest.mark.parametrize("name", ["constructor", "toString", "__proto__"])
+async def test_a_view_that_there_is_not_shows_the_tasks(browser: Browser, name: str) -> None:
+    async with service(Admin()) as server:
+        watched = Watched(await browser.new_page())
+        await watched.page.goto(str(server.make_url(f"/_tasks#{name}")))
+        await expect(watched.page.locator("tr.task").filter(has_text="waiter")).to_be_visible()
+        await expect(watched.page.get_by_role("tab", name="Tasks")).to_have_attribute("aria-selected", "true")
+        assert watched.errors == []
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.6, False), (1.6, True)])
+async def test_only_a_block_that_lasts_moves_the_page(browser: Browser, seconds: float, shown: bool) -> None:
+    async with service(Admin()) as server:
+        url = server.make_url("/_tasks/stream")
+        async with aiohttp.ClientSession() as session, session.get(url) as feed:
+            while await feed.content.readline() != b"event: picture\r\n":
+                pass
+            picture = json.loads((await feed.content.readline()).removeprefix(b"data:"))
+        picture["loop"]["blocked_now"] = {
+            "seconds": seconds, "task": None, "request_id": None, "trace_id": None, "stack": []
+        }  # fmt: skip
+        page = await browser.new_page()
+        body = f"event: picture\ndata: {json.dumps(picture)}\n\n"
+
+        async def blocked(route: Route) -> None:
+            await route.fulfill(content_type="text/event-stream", body=body)
+
+        await page.route("**/_tasks/stream?*", blocked)
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#process")).to_contain_text("pid")
+        await expect(page.locator("#blocked")).to_be_visible(visible=shown)
+
+
+async def test_the_tab_of_incidents_has_their_number(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        asyncio.get_running_loop().call_soon(time.sleep, 1.5)
+        await asyncio.sleep(0.1)
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        await expect(page.locator("#tab-incidents")).to_have_attribute("data-count", "1", timeout=20_000)
+
+
+async def test_a_line_is_drawn_when_there_are_points_for_it(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks")))
+        tasks = page.locator(".tile").filter(has_text="tasks")
+        await expect(tasks).to_have_count(1)
+        assert await tasks.locator("polyline").count() == 0
+        await expect(tasks.locator("polyline")).to_have_count(1, timeout=20_000)
+
+
+async def test_those_that_wait_for_the_same_task_are_one_line_of_the_tree(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        lock = asyncio.Lock()
+
+        async def take() -> None:
+            async with lock:
+                await asyncio.Event().wait()
+
+        tasks = [asyncio.create_task(take(), name=name) for name in ("first", *["same"] * 24, "another")]
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/_tasks#trees")))
+        awaits = page.locator("#view .tree").first
+        crowd = awaits.locator("summary").filter(has_text="25 wait")
+        await expect(crowd).to_contain_text("and 5 more")
+        assert await crowd.get_by_role("link").count() == 20
+        held = awaits.locator("li").filter(has=page.locator("summary").filter(has_text="25 wait"))
+        await expect(held.get_by_role("link", name="first")).to_have_count(1)
+        await expect(held.get_by_text("see above")).to_have_count(0)
+        await crowd.get_by_role("link").first.click()
+        await expect(page.locator("tr.details")).to_contain_text("in take")
+        for task in tasks:
+            task.cancel()
+
+
+async def test_rows_that_would_read_alike_say_what_differs(browser: Browser) -> None:
+    async with service(Admin()) as server:
+        jobs = [asyncio.create_task(job.run()) for job in (Mail(), Mail(), Parcels())]
+        async with requests_to(server, "/waiting", 1), requests_to(server, "/waiting-too", 1):
+            page = await browser.new_page()
+            await page.goto(str(server.make_url("/_tasks")))
+            rows = page.locator("#view table").first.locator("tr.pick")
+            await expect(rows.filter(has_text="Mail.run")).to_have_count(1)
+            await expect(rows.filter(has_text="Parcels.run")).to_have_count(1)
+            await expect(rows.filter(has_text="such as GET /waiting-too")).to_have_count(1)
+            read = [re.sub(r"[\d.]+ m?s$", "", text) for text in await rows.all_inner_texts()]
+            assert len(set(read)) == len(read), read
+        for job in jobs:
+            job.cancel()
 
 
 async def test_a_task_is_cancelled_after_one_has_agreed(browser: Browser) -> None:

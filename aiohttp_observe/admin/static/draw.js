@@ -85,6 +85,13 @@ export function stack(frames) {
   return element("ol", { className: "stack" }, ...lines);
 }
 
+// Arrays of what has the same key, in the order in which they came up.
+export function groupedBy(all, key) {
+  const groups = new Map();
+  for (const one of all) groups.set(key(one), [...(groups.get(key(one)) ?? []), one]);
+  return [...groups.values()];
+}
+
 // What stands over each cell, for narrow screens, where it stands beside it.
 export function label(row, heads) {
   [...row.children].forEach((one, index) => { if (one.colSpan === 1 && heads[index]) one.dataset.label = heads[index].replace("#", ""); });
@@ -101,9 +108,12 @@ export function table(heads, rows, nothing) {
 export const cell = (text, className) => element("td", { text, className });
 export const number = (text) => cell(text, "number");
 
-// Values that aren't known leave their place empty.
+const FEWEST_POINTS = 4;
+
+// Values that aren't known leave their place empty.  So few that they would be a dot beside it aren't drawn yet.
 export function sparkline(values) {
-  const known = values.map((value, index) => [index, value]).filter(([, value]) => value !== undefined && value !== null);
+  const all = values.map((value, index) => [index, value]).filter(([, value]) => value !== undefined && value !== null);
+  const known = all.length < Math.max(FEWEST_POINTS, values.length / 10) ? [] : all;
   const most = Math.max(...known.map(([, value]) => value), 1e-9);
   const step = 100 / Math.max(values.length - 1, 1);
   const points = known.map(([index, value]) => `${(index * step).toFixed(1)},${(22 - (20 * value) / most).toFixed(1)}`);
@@ -112,8 +122,7 @@ export function sparkline(values) {
   return drawing(
     "svg",
     { viewBox: "0 0 100 24", preserveAspectRatio: "none", class: "spark", "aria-hidden": "true" },
-    drawing("polygon", { points: area }),
-    drawing("polyline", { points: points.join(" ") }),
+    ...(points.length ? [drawing("polygon", { points: area }), drawing("polyline", { points: points.join(" ") })] : []),
   );
 }
 

@@ -10,15 +10,24 @@ import { trees } from "./trees.js";
 const VIEWS = { tasks, requests, resources, incidents, trees };
 const MOST_POINTS = 150;
 const RETRY_SECONDS = 3;
+const SILENT_SECONDS = 5;
+const WATCH_SECONDS = 1;
+const PANEL_SECONDS = 1; // a block that is over sooner would move the page for a picture only
+const INCIDENTS_SECONDS = 10;
 
-const state = { picture: null, points: [], kinds: new Set(), paused: false, feed: null, view: "tasks", detail: "", loading: false, sought: false, renewed: true };
+const state = { picture: null, points: [], kinds: new Set(), paused: false, feed: null, heard: performance.now(), gaps: [0], counted: -Infinity, view: "tasks", detail: "", loading: false, sought: false, renewed: true };
 
 function drawHead({ process, point }) {
   at("process").textContent =
     `pid ${process.pid} · Python ${process.python} · ${process.loop} · up ${duration(process.uptime_seconds)}`;
-  document.title = state.picture.verdict.length ? `(${state.picture.verdict.length}) Tasks` : "Tasks";
   at("clock").textContent = `${clock(point.at)} UTC`;
   tell("live", "ok");
+}
+
+function drawTitle() {
+  const findings = state.picture?.verdict.length;
+  const sign = document.body.dataset.news === "silent" ? "(?) " : findings ? `(${findings}) ` : "";
+  document.title = `${sign}Tasks`;
 }
 
 function drawVerdict({ findings }) {
@@ -44,7 +53,7 @@ function follow({ kind, tasks: ids, resource }) {
   else if (ids.length) {
     if (show.search) choose({ search: "" });
     go(`#tasks/${ids[0]}`);
-  } else if (kind === "blocked") bringIntoView(at("blocked"));
+  } else if (kind === "blocked") at("blocked").hidden ? go("#incidents") : bringIntoView(at("blocked"));
   else if (kind === "failing") go("#requests");
 }
 
@@ -54,8 +63,8 @@ function go(hash) {
 }
 
 function drawBlocked({ loop: { blocked_now: blocked } }) {
-  at("blocked").hidden = blocked === null;
-  if (blocked === null) return;
+  at("blocked").hidden = blocked === null || blocked.seconds < PANEL_SECONDS;
+  if (at("blocked").hidden) return;
   const { seconds, task, request_id: request, trace_id: trace } = blocked;
   const by = [
     task !== null && element("a", { href: `#tasks/${task}`, text: `task ${task}`, "data-key": "blocked-task" }),
@@ -129,6 +138,15 @@ function drawKinds({ point: { work } }) {
 function drawTabs({ point, summary, resources }) {
   const told = { tasks: summary.total, requests: point.in_flight, resources: resources.length };
   for (const [name, number] of Object.entries(told)) at(`tab-${name}`).dataset.count = count(number);
+  countIncidents();
+}
+
+// They aren't in the pictures: asked for now and then.
+async function countIncidents() {
+  if (performance.now() - state.counted < 1000 * INCIDENTS_SECONDS) return;
+  state.counted = performance.now();
+  const found = await fetched("/incidents").catch(() => null);
+  if (found) at("tab-incidents").dataset.count = count(found.blocked.length + found.unhandled.length);
 }
 
 function drawPicture() {
@@ -196,7 +214,7 @@ function choose(filters) {
 // A change of the address: another view, or another detail in it.
 function turn() {
   const [view, ...detail] = location.hash.slice(1).split("/");
-  state.view = view in VIEWS ? view : "tasks";
+  state.view = Object.hasOwn(VIEWS, view) ? view : "tasks";
   state.detail = decodeURIComponent(detail.join("/"));
   state.sought = state.detail !== "";
   for (const tab of at("tabs").children) {
@@ -216,9 +234,20 @@ function trouble(text, seconds = 0) {
   at("trouble").textContent = text ?? "";
 }
 
-function tell(text, className) {
-  at("live").textContent = text;
-  at("live").className = className;
+// How it stands with the feed: "ok", "silent" or "paused".  What is shown is only sure to be so while it is "ok".
+function tell(text, news) {
+  if (at("live").textContent !== text) at("live").textContent = text;
+  document.body.dataset.news = news;
+  drawTitle();
+}
+
+// A feed that is open and brings nothing looks as one does between two pictures, which come as often as the
+// service can afford: every two seconds, or less often if it has very many tasks.
+function watch() {
+  if (state.paused || state.feed.readyState === EventSource.CLOSED) return;
+  const silent = (performance.now() - state.heard) / 1000;
+  if (silent < Math.max(SILENT_SECONDS, 2 * Math.min(...state.gaps))) return;
+  tell(`no picture for ${Math.floor(silent)} s: the loop may be blocked; Admin(port=...) would answer`, "silent");
 }
 
 function open() {
@@ -233,7 +262,9 @@ function open() {
   feed.addEventListener("refused", ({ data }) => trouble(JSON.parse(data).error));
   feed.addEventListener("picture", ({ data }) => {
     state.picture = JSON.parse(data);
-    state.renewed = true;
+    const now = performance.now();
+    if (state.renewed) state.gaps = [(now - state.heard) / 1000, state.gaps[0]];
+    Object.assign(state, { renewed: true, heard: now });
     state.points.push(state.picture.point);
     state.points.splice(0, state.points.length - MOST_POINTS);
     trouble(null);
@@ -247,7 +278,8 @@ function open() {
 
 // The service has gone, or refuses: says so, and tries again.
 function again(seconds) {
-  tell(seconds ? `no answer, again in ${seconds} s` : "connecting…", "bad");
+  if (state.paused) return;
+  tell(seconds ? `no answer, again in ${seconds} s` : "connecting…", "silent");
   if (seconds) setTimeout(() => again(seconds - 1), 1000);
   else open();
 }
@@ -256,9 +288,10 @@ function pause() {
   state.paused = !state.paused;
   at("pause").setAttribute("aria-pressed", state.paused);
   at("pause").textContent = state.paused ? "Go on" : "Pause";
-  if (!state.paused) return open();
-  state.feed?.close();
-  return tell("paused", "");
+  state.heard = performance.now();
+  tell(state.paused ? "paused" : "connecting…", "paused");
+  if (state.paused) state.feed?.close();
+  else open();
 }
 
 // Asks, and cancels what it was asked about: a task's id, or the query of a filter.
@@ -309,3 +342,4 @@ for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) {
 window.addEventListener("hashchange", turn);
 turn();
 open();
+setInterval(watch, 1000 * WATCH_SECONDS);

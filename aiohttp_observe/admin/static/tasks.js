@@ -1,6 +1,6 @@
 // Tasks: grouped by where they wait, then one by one.
 
-import { CONNECTION, REQUEST, cell, count, counted, drawing, duration, element, isOurs, kindly, label, number, ownFrame, place, stack, table } from "./draw.js";
+import { CONNECTION, REQUEST, cell, count, counted, drawing, duration, element, groupedBy, isOurs, kindly, label, number, ownFrame, place, stack, table } from "./draw.js";
 
 const FEW = 200;
 const MANY = 2000;
@@ -46,11 +46,13 @@ function chosen(tasks) {
   return [...found].sort((one, other) => ours(one) - ours(other) || order * (key(one) > key(other) ? 1 : key(one) < key(other) ? -1 : 0));
 }
 
-function groupRows(groups, page) {
+function groupRows({ groups, tasks }, page) {
   const shown = show.all ? groups : groups.slice(0, MOST_GROUPS);
+  const marks = marksOf(shown, tasks);
   const most = Math.max(...groups.map((group) => group.count));
   const rows = shown.map((group, index) => {
     const served = group.coro === REQUEST;
+    const what = told(group);
     const filter = () => page.choose({ coro: exactly(group.coro), wait: group.wait, search: served ? place(group.frame) : "" });
     const bar = drawing("svg", { viewBox: "0 0 100 4", preserveAspectRatio: "none", class: "share", "aria-hidden": "true" }, drawing("rect", { width: (100 * group.count) / most, height: 4 }));
     return element(
@@ -58,7 +60,7 @@ function groupRows(groups, page) {
       { className: "pick", tabindex: 0, "data-key": `group-${index}`, title: "show these tasks", on: { click: filter, keydown: (event) => event.key === "Enter" && filter() } },
       element("td", { className: "number many" }, element("b", { text: count(group.count) }), bar),
       element("td", {}, element("span", { text: group.wait ? kindly(group.wait) : group.detail, className: "kind" }), group.wait && group.wait !== group.detail && element("small", { text: group.detail })),
-      element("td", {}, element("span", { text: place(group.frame), className: "where" }), told(group, served)),
+      element("td", {}, element("span", { text: place(group.frame), className: "where" }), what && element("small", { text: what }), marks.get(group) && element("small", { text: marks.get(group) })),
       number(duration(group.oldest_seconds)),
     );
   });
@@ -67,7 +69,24 @@ function groupRows(groups, page) {
 }
 
 // What runs there, unless that is plain from the place.
-const told = ({ coro, frame }, served) => (served || coro.split(".").at(-1) !== frame?.function) && element("small", { text: served ? "request handler" : coro });
+const told = ({ coro, frame }) => (coro === REQUEST ? "request handler" : coro.split(".").at(-1) === frame?.function ? "" : coro);
+
+// What tells groups apart that would read alike: their coroutine, their file, or what one of them is.
+function marksOf(groups, tasks) {
+  const byId = new Map(tasks.map((task) => [task.id, task]));
+  const example = ({ request, name }) => `such as ${request ? `${request.method} ${request.route}` : name}`;
+  const differences = [
+    ({ coro }) => coro,
+    ({ frame }) => frame?.file ?? "",
+    (group) => (byId.has(group.example) ? example(byId.get(group.example)) : ""),
+  ];
+  const marks = new Map();
+  for (const alike of groupedBy(groups, (group) => [group.wait, group.detail, place(group.frame), told(group)].join("\n"))) {
+    const telling = alike.length > 1 && differences.find((one) => new Set(alike.map(one)).size > 1);
+    if (telling) for (const group of alike) marks.set(group, telling(group));
+  }
+  return marks;
+}
 
 // A coroutine's name as a pattern of the service's that matches nothing else.
 const exactly = (coro) => coro.replace(/[[*?]/g, (sign) => `[${sign}]`);
@@ -186,7 +205,7 @@ function draw(picture, detail, page) {
   const left = picture.truncated ? ` · ${count(picture.truncated)} not sent` : "";
   return [
     element("h2", {}, "Where they wait ", element("span", { text: "the largest crowd of the service's own code first" })),
-    table(["#Tasks", "Waiting for", "At", "#Oldest"], groupRows(picture.groups, page), "No tasks."),
+    table(["#Tasks", "Waiting for", "At", "#Oldest"], groupRows(picture, page), "No tasks."),
     element("h2", {}, "Tasks ", element("span", { id: "count", text: `${count(found.length)} of ${count(picture.summary.total)}${left}` })),
     filterBar(picture, page),
     element("div", { className: "scroll" }, element("table", { id: "list" }, element("thead", {}, element("tr", {}, ...head(page))), element("tbody", {}, ...rows))),

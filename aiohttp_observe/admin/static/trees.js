@@ -1,10 +1,12 @@
 // Trees: who awaits whom, and who started whom.  Each task is drawn once, and mentioned after that.
 
-import { CONNECTION, called, count, counted, duration, element, isOurs, kindly, place } from "./draw.js";
+import { CONNECTION, called, count, counted, duration, element, groupedBy, isOurs, kindly, place } from "./draw.js";
 
 const closed = new Set();
 const DEEPEST = 60;
 const MOST_DRAWN = 300;
+const FEWEST_ALIKE = 3;
+const MOST_NAMED = 20;
 
 function facts(node) {
   const age = node.age_seconds === null ? "" : ` · ${duration(node.age_seconds)}`;
@@ -22,16 +24,62 @@ function label(node, via) {
   ];
 }
 
-function branch(id, via, tree, below, drawn, depth) {
+// Those that wait for the same are one line, with what they wait for below it once.
+function branches(siblings, drawing, depth) {
+  return alike(siblings, drawing).flatMap((some) =>
+    some.length < FEWEST_ALIKE ? some.map(([id, via]) => branch(id, via, drawing, depth)) : crowd(some, drawing, depth),
+  );
+}
+
+const alike = (siblings, { below, drawn }) =>
+  groupedBy(siblings, ([id, via]) => (drawn.has(id) || !below.has(id) ? `${id}` : `${via}: ${below.get(id).join("; ")}`));
+
+function crowd(some, drawing, depth) {
+  const { tree, below, drawn } = drawing;
+  const nodes = some.map(([id]) => tree.get(id));
+  const [first, via] = some[0];
+  for (const { id } of nodes) drawn.add(id);
+  drawing.lines += 1;
+  const ages = nodes.map(({ age_seconds: age }) => age).filter((age) => age !== null);
+  const places = [...new Set(nodes.map(({ wait, state, frame }) => `${wait ? kindly(wait) : state} · ${place(frame)}`))];
+  const oldest = ages.length ? ` · the oldest ${duration(Math.max(...ages))}` : "";
+  const told = [
+    element("span", { className: "state waiting", title: "waiting" }),
+    via && element("span", { text: `${via} → `, className: "dim" }),
+    element("b", { text: `${count(nodes.length)} wait` }),
+    element("span", { text: ` ${places.slice(0, 2).join(", ")}${places.length > 2 ? " and elsewhere" : ""}${oldest}: `, className: "dim" }),
+    ...named(nodes.slice(0, MOST_NAMED)),
+    nodes.length > MOST_NAMED && element("span", { text: ` and ${count(nodes.length - MOST_NAMED)} more`, className: "dim" }),
+  ];
+  return folded(`crowd-${first}`, told, branches(below.get(first), drawing, depth + 1));
+}
+
+// Links to tasks; those of one name by their ids.
+function named(nodes) {
+  const link = (node, text) => element("a", { href: `#tasks/${node.id}`, text, "data-key": `node-${node.id}` });
+  return groupedBy(nodes, called).flatMap((same, index) => {
+    const name = called(same[0]);
+    const links = same.length === 1 ? [link(same[0], name)] : [name, ...same.flatMap((node) => [" ", link(node, String(node.id))])];
+    return [index ? ", " : "", ...links];
+  });
+}
+
+function branch(id, via, drawing, depth) {
+  const { tree, below, drawn } = drawing;
   const node = tree.get(id);
   const children = below.get(id) ?? [];
+  drawing.lines += 1;
   if (drawn.has(id)) return element("li", {}, ...label(node, via), element("em", { text: " see above" }));
   drawn.add(id);
-  if (!children.length || depth > DEEPEST || drawn.size > MOST_DRAWN) return element("li", {}, ...label(node, via));
-  const inner = element("ul", {}, ...children.map(([child, through]) => branch(child, through, tree, below, drawn, depth + 1)));
-  const made = element("details", {}, element("summary", { "data-key": `branch-${id}` }, ...label(node, via), element("span", { text: ` (${count(children.length)})`, className: "dim" })), inner);
-  made.open = !closed.has(id);
-  made.addEventListener("toggle", () => (made.open ? closed.delete(id) : closed.add(id)));
+  if (!children.length || depth > DEEPEST || drawing.lines > MOST_DRAWN) return element("li", {}, ...label(node, via));
+  const told = [...label(node, via), element("span", { text: ` (${count(children.length)})`, className: "dim" })];
+  return folded(`branch-${id}`, told, branches(children, drawing, depth + 1));
+}
+
+function folded(key, told, inner) {
+  const made = element("details", {}, element("summary", { "data-key": key }, ...told), element("ul", {}, ...inner));
+  made.open = !closed.has(key);
+  made.addEventListener("toggle", () => (made.open ? closed.delete(key) : closed.add(key)));
   return element("li", {}, made);
 }
 
@@ -47,14 +95,16 @@ function forest(nodes, edges, nothing) {
     led.add(to);
   }
   if (!below.size) return element("p", { text: nothing, className: "empty card" });
-  const drawn = new Set();
-  const roots = [...below.keys()].sort((one, other) => led.has(one) - led.has(other) || one - other);
+  const drawing = { tree, below, drawn: new Set(), lines: 0 };
+  const ids = [...below.keys()].sort((one, other) => one - other);
+  // Those in a ring are led by each other: what is left of them when all others are drawn.
+  const roots = [...alike(ids.filter((id) => !led.has(id)).map((id) => [id, ""]), drawing), ...ids.filter((id) => led.has(id)).map((id) => [[id, ""]])];
   const made = [];
   let left = 0;
-  for (const id of roots) {
-    if (drawn.has(id)) continue;
-    if (drawn.size < MOST_DRAWN) made.push(branch(id, "", tree, below, drawn, 0));
-    else left += 1;
+  for (const some of roots) {
+    if (drawing.drawn.has(some[0][0])) continue;
+    if (drawing.lines < MOST_DRAWN) made.push(...branches(some, drawing, 0));
+    else left += some.length;
   }
   if (left) made.push(element("li", { text: `and ${count(left)} more that ${left === 1 ? "isn't" : "aren't"} drawn`, className: "dim" }));
   return element("ul", { className: "tree" }, ...made);
