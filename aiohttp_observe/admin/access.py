@@ -10,10 +10,12 @@ import time
 from copy import copy
 from ipaddress import ip_address
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 
-__all__ = ["Gate", "check_token", "is_same_site"]
+__all__ = ["ASK_FROM_HERE", "Gate", "check_token", "is_same_site"]
 
+ASK_FROM_HERE = "ask from the page itself, or at the address of this"
+"""Said to other sites' pages, and who follows their links, where to look costs the service something."""
 _SESSION_SECONDS = 12 * 3600
 _FORWARDING = {
     "cdn-loop",
@@ -111,7 +113,7 @@ class Gate:
             path=path,
             httponly=True,
             samesite="Strict",
-            secure=request.secure,
+            secure=request.secure or request.headers.get(hdrs.ORIGIN, "").startswith("https://"),
         )
 
     def _has_token(self, request: web.Request) -> bool:
@@ -171,15 +173,24 @@ def _forwards(header: str) -> bool:
 
 def is_same_site(request: web.Request) -> bool:
     """Browsers say where a form was sent from; what says nothing is no browser and has no cookie to steal."""
-    fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
-    origin = request.headers.get("Origin")
-    host = request.headers.get("Host", "")
-    return fetched in ("same-origin", "none") and (origin is None or origin.partition("://")[2] == host)
+    fetched = request.headers.get("Sec-Fetch-Site")
+    if fetched == "same-origin":  # which no page can forge, whatever a proxy makes of the Host
+        return True
+    origin = request.headers.get(hdrs.ORIGIN)
+    host = request.headers.get(hdrs.HOST, "")
+    return fetched in (None, "none") and (origin is None or origin.partition("://")[2] == host)
 
 
 def _is_foreign(request: web.Request) -> bool:
-    """Whether a page of another site asks; not so a link to us, whose answer that page can't read."""
-    follows_link = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.method in ("GET", "HEAD")
+    """Whether a page of another site asks; not so a link to us, whose answer that page can't read.
+
+    Somebody has to follow it, whereas any number of frames load without anybody's doing.
+    """
+    follows_link = (
+        request.method in ("GET", "HEAD")
+        and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        and request.headers.get("Sec-Fetch-Dest", "document") == "document"
+    )
     return not follows_link and not is_same_site(request)
 
 

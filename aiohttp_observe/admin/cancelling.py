@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..records import log
 from ..texts import counted
@@ -66,6 +66,8 @@ class Cancelling:
 
 async def _confirmed(request: web.Request) -> int | None:
     if request.content_length is None or request.content_length > _MOST_BYTES:
+        return None
+    if hdrs.CONTENT_ENCODING in request.headers:  # it would unpack to more
         return None
     try:
         number = json.loads(await request.text())["confirm"]

@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..profile import UnderWayError, end_profile
+from .access import ASK_FROM_HERE, is_same_site
 from .console import Console
 from .query import check_known, seconds_of
 
@@ -34,6 +35,8 @@ class Profiling:
         """Raises ``ValueError`` for a parameter that can't be."""
         check_known(request.query, ["seconds"])
         seconds = seconds_of(request.query)
+        if not is_same_site(request):
+            return web.json_response({"error": ASK_FROM_HERE}, status=403)
         try:
             return web.Response(text=await self._profile(request, seconds))
         except UnderWayError as exc:

@@ -8,9 +8,9 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from .access import Gate, is_same_site
+from .access import ASK_FROM_HERE, Gate, is_same_site
 from .cancelling import Cancelling
 from .console import Console
 from .profiling import Profiling
@@ -33,6 +33,10 @@ HEADERS = {
 _FORGOTTEN = "nothing but this task refers to what it waits for: nobody is left to wake it, most likely"
 _WHICH_TOKEN = "It is the service's Admin(token=…), or AIOHTTP_OBSERVE_ADMIN_TOKEN."
 _WRONG_TOKEN = f"<strong>That isn't the token.</strong> {_WHICH_TOKEN}"
+_LONGEST_ACCEPT = 1000
+_MOST_KINDS = 20
+"""Of what is said to be liked, as far as it is read: anybody may say it; browsers take 150 characters."""
+_LONGEST_ADDRESS = 260
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -108,11 +112,13 @@ class Routes:
 
     async def task(self, request: web.Request) -> web.Response:
         check_known(request.query, ["referrers"])
-        number = int(request.match_info["id"])
+        number, looks_further = int(request.match_info["id"]), request.query.get("referrers") == "1"
+        if looks_further and not is_same_site(request):
+            return _problem(ASK_FROM_HERE, 403)
         found = json.loads(await self._console.tasks(id=number, frames=MOST_FRAMES))["tasks"]
         if not found:
             return _problem("no such task: it has ended", 404)
-        if request.query.get("referrers") == "1" and await self._console.is_forgotten(number):
+        if looks_further and await self._console.is_forgotten(number):
             found[0]["warnings"].append(_FORGOTTEN)
         return web.json_response(found[0])
 
@@ -156,7 +162,7 @@ class Routes:
     async def make_bundle(self, request: web.Request) -> web.Response:
         check_known(request.query, [])
         if not is_same_site(request):
-            return _problem("ask from the page itself", 403)
+            return _problem(ASK_FROM_HERE, 403)
         number = await self._console.make_bundle("asked for")
         if number is None:
             return _problem("there is too much to keep", 507)
@@ -178,7 +184,8 @@ class Routes:
     async def login(self, request: web.Request) -> web.Response:
         """Take the token from the login form, on a page of ours only."""
         if not is_same_site(request):
-            return web.Response(status=403, text="403: log in from the page itself\n", headers=HEADERS)
+            note = _why_from_elsewhere(request)
+            return self._page("login.html", request, status=403, headers=HEADERS, note=note)
         token = await _posted_token(request)
         if token is None or not self._gate.accepts(token):
             return self._page("login.html", request, status=401, headers=HEADERS, note=_WRONG_TOKEN)
@@ -235,13 +242,13 @@ def _wants_html(request: web.Request) -> bool:
     format_ = request.query.get("format")
     if format_ in ("html", "json", "text"):
         return format_ == "html"
-    return _prefers_html(",".join(request.headers.getall("Accept", [])))
+    return _prefers_html(request.headers.get(hdrs.ACCEPT, ""))
 
 
 def _prefers_html(accept: str) -> bool:
     """Whether the page is asked for by name, as browsers do, and JSON isn't liked better."""
     liked: dict[str, float] = {}
-    for each in accept.lower().split(","):
+    for each in accept[:_LONGEST_ACCEPT].lower().split(",", _MOST_KINDS)[:_MOST_KINDS]:
         kind, *parameters = each.split(";")
         liked.setdefault(kind.strip(), _quality(parameters))
     html = liked.get("text/html", 0.0)
@@ -261,11 +268,26 @@ def _quality(parameters: Iterable[str]) -> float:
     return 1.0
 
 
+def _why_from_elsewhere(request: web.Request) -> str:
+    """Why a login form isn't taken for our own, as HTML; who runs a proxy can do something about it."""
+    origin = request.headers.get(hdrs.ORIGIN, "")[:_LONGEST_ADDRESS]
+    host = request.headers.get(hdrs.HOST, "")[:_LONGEST_ADDRESS]
+    if not origin or origin.partition("://")[2] == host:
+        return "<strong>Log in from this page itself.</strong>"
+    return (
+        f"<strong>This page was at {escape(origin)}, but the service is asked as {escape(host)}.</strong> "
+        "If a proxy stands between, it has to pass on the Host that it got: "
+        "<code>proxy_set_header Host $http_host;</code> in nginx."
+    )
+
+
 async def _posted_token(request: web.Request) -> str | None:
     """What a login form holds; ``None`` for anything that isn't one."""
-    # Strangers may send it: a body of untold length isn't read at all.
+    # Strangers may send it: a body of untold length isn't read at all, nor one that would unpack to more.
     length = request.content_length
     if request.content_type != "application/x-www-form-urlencoded" or length is None or length > 4096:
+        return None
+    if hdrs.CONTENT_ENCODING in request.headers:
         return None
     try:
         token = (await request.post()).get("token")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Metrics, setup_observability
@@ -479,6 +482,67 @@ async def test_a_login_that_is_no_form_is_refused(
 ) -> None:
     headers = {"Content-Type": content_type}
     await refused(await behind_a_token.post("/_tasks/login", data=body, headers=headers), 401)
+
+
+@pytest.mark.parametrize("encoding", ["deflate", "gzip"])
+async def test_a_login_that_would_unpack_to_more_is_refused(
+    encoding: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    """Though it is the right token: a kilobyte may unpack to a form that takes the loop to read."""
+    form = f"token={TOKEN.replace(' ', '+')}".encode()
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    sent = [({**headers, "Content-Encoding": encoding}, packed(encoding, form)), (headers, form)]
+    answers = [
+        await behind_a_token.post("/_tasks/login", data=body, headers=headers, allow_redirects=False)
+        for headers, body in sent
+    ]
+    assert [answer.status for answer in answers] == [401, 303]
+
+
+def packed(encoding: str, body: bytes) -> bytes:
+    return zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
+
+
+async def test_a_login_that_a_proxy_made_look_foreign_is_told_why(
+    behind_a_token: TestClient[web.Request, web.Application],
+) -> None:
+    """As with nginx's ``proxy_set_header Host $host``, which loses the port."""
+    headers = {"Origin": "http://inside.example:8443<b>", "Host": "inside.example"}
+    answer = await behind_a_token.post("/_tasks/login", data={"token": TOKEN}, headers=headers)
+    assert (answer.status, answer.content_type) == (403, "text/html")
+    text = await answer.text()
+    assert "at http://inside.example:8443&lt;b&gt;, but the service is asked as inside.example." in text
+    assert "proxy_set_header Host $http_host;" in text
+    assert 'type="password"' in text
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_browsers_word_that_a_login_is_our_own_is_enough(
+    scheme: str, behind_a_token: TestClient[web.Request, web.Application]
+) -> None:
+    """Whatever a proxy made of the Host; the cookie is for the scheme that the browser speaks."""
+    origin = {"Origin": f"{scheme}://inside.example:8443", "Host": "inside.example"}
+    answer = await behind_a_token.post(
+        "/_tasks/login",
+        data={"token": TOKEN},
+        headers={**origin, "Sec-Fetch-Site": "same-origin"},
+        allow_redirects=False,
+    )
+    assert answer.status == 303
+    assert ("Secure" in answer.headers["Set-Cookie"].split("; ")) == (scheme == "https")
+
+
+async def test_what_a_client_likes_is_read_as_far_as_a_browser_would_say_it(
+    open_to_this_machine: TestClient[web.Request, web.Application],
+) -> None:
+    """All of a hundred long headers would take the loop, whoever sends them."""
+    page = "text/html"
+    for accept in (f"{'a/b,' * 30}{page}", f"{'a' * 1000},{page}"):
+        response = await open_to_this_machine.get("/_tasks", headers={"Accept": accept})
+        assert response.content_type == "application/json"
+    headers = CIMultiDict([("Accept", "*/*"), ("Accept", page)])
+    response = await open_to_this_machine.get("/_tasks", headers=headers)
+    assert response.content_type == "application/json"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "DELETE"])

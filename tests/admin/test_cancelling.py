@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -157,3 +158,14 @@ async def test_nothing_but_post_will_do(method: str) -> None:
         number = await shown.id_of(shown.tasks[0])
         answer = await shown._service.request(method, f"/_tasks/{number}/cancel", headers=BEARER)
         assert answer.status == 404
+
+
+async def test_a_body_that_would_unpack_to_more_cancels_nothing() -> None:
+    async with console(ALLOWED) as shown:
+        headers = {**BEARER, "Content-Type": "application/json", "Content-Encoding": "deflate"}
+        body = zlib.compress(b'{"confirm": 3}')
+        answer = await shown.cancel("/cancel?coro=sleeper", json=None, data=body, headers=headers)
+        assert answer.status == 400
+        assert not any(
+            task.cancelling() if hasattr(task, "cancelling") else task.done() for task in shown.tasks
+        )

@@ -159,8 +159,23 @@ async def test_the_page_of_another_site_reads_nothing_whatever_cors_allows(
     await unlocked.are_shut(request(DOCUMENT, *headers))
 
 
-async def test_a_link_to_the_console_works(unlocked: Doors) -> None:
-    await unlocked.are_open(request(DOCUMENT, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"))
+LINK = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"]
+
+
+@pytest.mark.parametrize("more", [[], ["Sec-Fetch-Dest: document", "Sec-Fetch-User: ?1"]])
+async def test_a_link_to_the_console_works(unlocked: Doors, more: list[str]) -> None:
+    await unlocked.are_open(request(DOCUMENT, *LINK, *more))
+
+
+@pytest.mark.parametrize("place", ["iframe", "frame", "embed", "object", "empty"])
+async def test_a_frame_in_another_sites_page_makes_no_work(unlocked: Doors, place: str) -> None:
+    await unlocked.are_shut(request(DOCUMENT, *LINK, f"Sec-Fetch-Dest: {place}"))
+
+
+@pytest.mark.parametrize("target", ["/_tasks/profile?seconds=0.1", "/_tasks/1?referrers=1"])
+async def test_what_costs_the_service_something_is_not_done_for_a_link(unlocked: Doors, target: str) -> None:
+    assert await unlocked.statuses(request(target, *LINK, "Sec-Fetch-Dest: document")) == {403}
+    assert 403 not in await unlocked.statuses(request(target, "Sec-Fetch-Site: none"))
 
 
 @pytest.mark.parametrize(
