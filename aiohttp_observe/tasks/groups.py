@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from functools import lru_cache
 
+from ..exchange import Exchange
 from .model import CoroCount, Frame, Group, Summary
 from .places import is_library
+from .resources import is_asked_for_by_library
 from .seen import Seen
+from .stacks import Reading
 from .tracker import is_adopted, number_of
 
-__all__ = ["Crowd", "Groups"]
+__all__ = ["Crowd", "Encounter", "Groups"]
 
 _MOST = 50
 _CONNECTION = "RequestHandler.start"
 """What aiohttp's server runs for every connection, between its requests and during them."""
+_IDLE = {"http_server_idle", "queue_get", "sleep", "websocket"}
+"""Waits that many may be in while all is well: those who are in them are not at work."""
+_NEWS = {"Condition.wait", "Condition.wait_for", "Event.wait", "Queue.get", "sleep"}
+"""What a long poll, for a while, and a stream wait in until there is something to tell."""
+_AROUND = {"async_generator", "timeout", "wait_for"}
 
 
 class Crowd:
     """Tasks of one coroutine function that stand at the same line, in the same state or kind of wait.
 
-    ``own`` counts those among them that are a request's own task.
+    ``own`` counts those among them that are a request's own task, and ``left`` those of these
+    whose client has left.
     """
 
-    __slots__ = ("count", "first", "oldest", "own")
+    __slots__ = ("_idle", "_polls", "count", "first", "left", "oldest", "own")
 
     def __init__(self, first: Seen) -> None:
-        self.count = 0
-        self.own = 0
+        self.count = self.own = self.left = 0
+        self._idle = self._polls = 0
         self.first = first
         self.oldest: float | None = None
 
-    def waits_in(self, kinds: Collection[str]) -> bool:
-        """Whether they wait, in one of ``kinds``."""
-        reading = self.first.reading
-        return reading is not None and reading.kind in kinds
+    def add(self, seen: Seen, own: Exchange | None) -> None:
+        """One more; ``own`` is the request whose own task it is, if it is one's."""
+        self.count += 1
+        if own is not None:
+            self._add_own(seen.reading, own)
+        if seen.age is not None and (self.oldest is None or seen.age > self.oldest):
+            self.oldest, self.first = seen.age, seen
+
+    def _add_own(self, reading: Reading | None, exchange: Exchange) -> None:
+        self.own += 1
+        if exchange.client_left_at is not None and exchange.duration is None:
+            self.left += 1
+        if reading is None:
+            return
+        if reading.kind in _IDLE:
+            self._idle += 1
+        elif _is_for_news(reading.detail):
+            if exchange.status is not None:  # known before its end only of what is a stream
+                self._idle += 1
+            elif reading.timed:
+                self._polls += 1
+
+    def at_work(self) -> int:
+        """How many of its own requests don't just wait until there is something to do or to tell.
+
+        A queue or condition that a library waits at, with a timeout, is most likely that of a
+        pool of connections: who waits there is at work.
+        """
+        busy = self.own - self._idle
+        return busy if not self._polls or is_asked_for_by_library(self.first.task) else busy - self._polls
 
     @property
     def line(self) -> Frame | None:
@@ -42,25 +77,55 @@ class Crowd:
         return self.first.line
 
 
+class Encounter(Crowd):
+    """Requests that wait at the same resource, wherever they stand: how many are of which crowd."""
+
+    __slots__ = ("crowds",)
+
+    def __init__(self, first: Seen) -> None:
+        super().__init__(first)
+        self.crowds: Counter[Crowd] = Counter()
+
+
 class Groups:
     """The tasks of one snapshot, by where they stand."""
 
     def __init__(self) -> None:
-        # By identity of the line, which all tasks at the same places share: the first one keeps it.
         self._crowds: dict[tuple[int, str, str], Crowd] = {}
+        self._encounters: dict[int, Encounter] = {}
+        # By identity too, which all tasks at the same places share: that is cheaper to look up.
+        self._lines: dict[int, tuple[Frame | None, int]] = {}
+        self._numbers: dict[Frame | None, int] = {}
 
     def add(self, seen: Seen) -> None:
         """Count one task."""
         reading = seen.reading
-        key = (id(seen.line), seen.coro, seen.state if reading is None else reading.kind)
+        own = seen.exchange if is_adopted(seen.task) else None
+        key = (self._number_of(seen.line), seen.coro, seen.state if reading is None else reading.kind)
         crowd = self._crowds.get(key)
         if crowd is None:
             crowd = self._crowds[key] = Crowd(seen)
-        crowd.count += 1
-        if seen.exchange is not None and is_adopted(seen.task):
-            crowd.own += 1
-        if seen.age is not None and (crowd.oldest is None or seen.age > crowd.oldest):
-            crowd.oldest, crowd.first = seen.age, seen
+        crowd.add(seen, own)
+        if own is not None and reading is not None and reading.resource is not None:
+            self._meet(seen, reading.resource, own, crowd)
+
+    def _number_of(self, line: Frame | None) -> int:
+        known = self._lines.get(id(line))
+        if known is None:
+            number = self._numbers.setdefault(line, len(self._numbers))
+            known = self._lines[id(line)] = line, number
+        return known[1]
+
+    def _meet(self, seen: Seen, resource: object, own: Exchange, crowd: Crowd) -> None:
+        encounter = self._encounters.get(id(resource))  # which the first one keeps
+        if encounter is None:
+            encounter = self._encounters[id(resource)] = Encounter(seen)
+        encounter.add(seen, own)
+        encounter.crowds[crowd] += 1
+
+    def encounters(self) -> list[Encounter]:
+        """The requests that wait at a resource, by which it is, the most wanted first."""
+        return sorted(self._encounters.values(), key=lambda encounter: -encounter.own)
 
     def crowds(self) -> list[Crowd]:
         """All, those in the service's own code before those in a library's, the largest first."""
@@ -97,14 +162,24 @@ class Groups:
             by_coro=tuple(CoroCount(coro, n, oldest.get(coro)) for coro, n in by_coro.most_common()),
         )
 
-    def requests(self, kinds: Collection[str] | None = None) -> int:
-        """How many of the tasks are a request's own, and wait in one of ``kinds``."""
-        crowds = self._crowds.values()
-        return sum(crowd.own for crowd in crowds if kinds is None or crowd.waits_in(kinds))
+    def requests(self) -> int:
+        """How many of the tasks are a request's own."""
+        return sum(crowd.own for crowd in self._crowds.values())
+
+    def at_work(self) -> int:
+        """How many of these don't just wait until there is something to do or to tell."""
+        return sum(crowd.at_work() for crowd in self._crowds.values())
 
     def top(self) -> tuple[Group, ...]:
         """The largest, in words."""
         return tuple(_group(crowd) for crowd in self.crowds()[:_MOST])
+
+
+@lru_cache(maxsize=1024)
+def _is_for_news(detail: str) -> bool:
+    """Whether a wait is for nobody's work, but until there is something to tell."""
+    *around, innermost = detail.split(" → ")
+    return innermost in _NEWS and _AROUND.issuperset(around)
 
 
 def _is_foreign(line: Frame | None) -> bool:

@@ -132,7 +132,7 @@ class Resource:
 class Group:
     """Tasks that stand at the same line.
 
-    ``frame``    the innermost of the service's own lines
+    ``frame``    the innermost of the service's own lines, else the innermost of all
     ``wait``     the kind of waiting, ``None`` if they don't wait
     ``example``  the id of one of them, the oldest
     """
@@ -150,7 +150,8 @@ class Group:
 class Finding:
     """One sentence of the verdict, and its evidence: tasks, a resource, a line.
 
-    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``crowd`` or ``leak``.
+    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd`` or ``leak``; an application's
+    console adds ``worker`` and ``failing``, and ``blocked`` of what is over.  docs/warnings.rst explains each.
     """
 
     sentence: str

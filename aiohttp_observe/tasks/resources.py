@@ -21,12 +21,13 @@ from .chain import Chain, held_by
 from .deadlock import Need, cycles
 from .holding import held_seconds
 from .model import Frame, Resource
+from .places import is_library
 from .readers import may_release, readers_of, running_codes
 from .stacks import Reading, Stack
-from .tracker import number_of
+from .tracker import is_made_by_wait_for, number_of
 from .waits import registered_state
 
-__all__ = ["Meetings"]
+__all__ = ["Meetings", "is_asked_for_by_library", "state_of"]
 
 
 _HELD = (asyncio.Lock, asyncio.Semaphore)
@@ -103,7 +104,7 @@ class Meetings:
         return tuple(self._told(meeting, now) for meeting in wanted[:limit])
 
     def _told(self, meeting: _Meeting, now: float) -> Resource:
-        resource, state, place = meeting.resource, _state_of(meeting.resource), meeting.place
+        resource, state, place = meeting.resource, state_of(meeting.resource), meeting.place
         at = "" if place is None else f"at {place.file}:{place.line}"
         holders = {number: self.tasks[number] for number in meeting.holders}
         return Resource(
@@ -311,6 +312,15 @@ def _is_pending_task(future: Any) -> bool:
     return isinstance(future, asyncio.Task) and not future.done()
 
 
+def is_asked_for_by_library(task: asyncio.Task[Any]) -> bool:
+    """Whether what ``task`` waits for isn't what code of the service asks asyncio for.  Never raises."""
+    try:
+        place = _asked_at(Chain(task, is_made_by_wait_for))
+    except Exception:  # an awaitable that is like no other
+        return False
+    return place is not None and is_library(place.file)
+
+
 def _asked_at(chain: Chain) -> Frame | None:
     """The innermost place outside asyncio."""
     for index in range(len(chain.frames) - 1, -1, -1):
@@ -327,7 +337,7 @@ def _condition_of(resource: Any) -> str:
         return ""
 
 
-def _state_of(resource: Any) -> str:
+def state_of(resource: Any) -> str:
     """The same with the numbers there are: the free permits of a semaphore too."""
     free, places = getattr(resource, "_value", None), getattr(resource, "_bound_value", None)
     if isinstance(resource, asyncio.Semaphore) and isinstance(free, int):

@@ -165,7 +165,14 @@ class _Picture:
             resources=resources,
             deadlocks=deadlocks,
             findings=findings(
-                self._loop_state, look.running(), resources, deadlocks, meetings, self._all, growing
+                self._loop_state,
+                look.running(),
+                resources,
+                deadlocks,
+                meetings,
+                self._all,
+                growing,
+                getattr(self._loop, "_default_executor", None),
             ),
             work=self._all.summary(connections=False),
             connections=self._all.connections(),

@@ -20,7 +20,7 @@ _SLICE = 100
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One task; ``frame`` is the innermost of the service's own lines."""
+    """One task; ``frame`` is the innermost of the service's own lines, else of all."""
 
     id: int
     name: str

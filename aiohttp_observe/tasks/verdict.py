@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import PurePath
+from time import perf_counter
 from typing import Any
 
 from ..texts import counted
-from .groups import Crowd, Groups
+from .groups import Crowd, Encounter, Groups
 from .growth import Growing
 from .model import Blocked, Finding, Frame, LoopState, Resource
 from .places import own_line
-from .resources import Meetings
+from .resources import Meetings, state_of
+from .stacks import Reading
 from .suspension import outbound_call
 from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
 
 __all__ = ["findings"]
 
 _CROWD = 10
-"""Tasks waiting at one place that are worth a sentence."""
+"""Tasks waiting at one place, or for one thing, that are worth a sentence."""
 _LONG_SECONDS = 10.0
 """Time for which a lock that anybody waits for is held that is worth one however few wait."""
 _SHARE = 0.5
 """Share of the requests at work that wait at one line that is worth one."""
-_IDLE = {"http_server_idle", "queue_get", "sleep", "websocket"}
-"""Waits that many may be in while all is well: those who are in them are not at work."""
-_NEVER_IDLE = {"connect", "dns", "executor", "http_client", "lock", "semaphore", "subprocess"}
-"""Waits for somebody's work, which nobody is in for long while all is well."""
+_OPEN = {
+    *("async_generator", "barrier", "condition", "event", "future", "gather", "queue_put", "shield"),
+    *("stream", "task", "task_group", "timeout", "wait", "wait_for"),
+    *("http_server_idle", "queue_get", "sleep", "websocket"),
+}
+"""Waits that may be for anything.  All others, those that are registered too, are for somebody's work,
+which nobody waits for for long while all is well."""
+_MEETING_PLACES = (
+    asyncio.Condition,
+    asyncio.Event,
+    asyncio.Queue,
+    getattr(asyncio, "Barrier", asyncio.Event),  # from Python 3.11
+)
+"""What may be waited at for anything, too; a lock, a semaphore or a pool is waited for until it is free."""
+_BY_THREADS = {"dns", "executor"}
+_LASTING_SECONDS = 1.0
+"""For a call to a thread: others are over before anybody could look into it."""
 _MOST = 20
 
 
@@ -39,13 +55,18 @@ def findings(
     meetings: Meetings,
     groups: Groups,
     growing: Sequence[Growing],
+    executor: Any = None,
 ) -> tuple[Finding, ...]:
-    """All that stands out, at most 20 sentences.  ``running`` is the task that the loop runs."""
+    """All that stands out, at most 20 sentences.
+
+    ``running`` is the task that the loop runs, ``executor`` the loop's default one, if it has one.
+    """
     verdict = _Verdict(meetings, groups)
     found = [
         *_blocked(loop.blocked_now, running),
         *(verdict.deadlock(cycle) for cycle in deadlocks),
         *verdict.held(resources, {number for cycle in deadlocks for number in cycle}),
+        *verdict.full(executor),
         *verdict.crowds(resources),
         *(_leak(crowd) for crowd in growing),
     ]
@@ -77,7 +98,7 @@ class _Verdict:
         self._meetings = meetings
         self._groups = groups
         self._requests = groups.requests()
-        self._at_work = self._requests - groups.requests(_IDLE)
+        self._at_work = groups.at_work()
 
     def deadlock(self, cycle: Sequence[int]) -> Finding:
         names = [self._name_of(task) for task in (*cycle, cycle[0])]
@@ -97,29 +118,59 @@ class _Verdict:
                     resource.frame,
                 )
 
-    def crowds(self, resources: Sequence[Resource]) -> Iterator[Finding]:
-        """Lines at which many requests wait for something that nobody is known to hold."""
-        told = {resource.frame for resource in resources if resource.holders}
-        for crowd in self._groups.crowds():
-            if crowd.own < _CROWD:
-                continue
-            reading = crowd.first.reading
-            if reading is None or reading.kind in _IDLE or crowd.line in told:
-                continue
-            is_old = reading.kind in _NEVER_IDLE and (crowd.oldest or 0.0) >= _LONG_SECONDS
-            if is_old or crowd.own >= _SHARE * self._at_work:
-                yield self._crowd(crowd, reading.detail)
+    def full(self, executor: Any) -> Iterator[Finding]:
+        """The threads of the loop's default executor, if calls wait for one and not just for a moment."""
+        threads, waiting = _load_of(executor)
+        crowds = [crowd for crowd in self._groups.crowds() if _waits_in(crowd, _BY_THREADS)]
+        if waiting and (waiting >= threads or any(map(_is_lasting, crowds))):
+            yield Finding(
+                f"the loop's default executor is full: {threads} of {counted(threads, 'thread')} "
+                f"{'is' if threads == 1 else 'are'} at work, "
+                f"{counted(waiting, 'call')} {'waits' if waiting == 1 else 'wait'}",
+                "executor",
+                tuple(number_of(crowd.first.task) for crowd in crowds[:1]),
+            )
 
-    def _crowd(self, crowd: Crowd, detail: str) -> Finding:
-        oldest = "" if crowd.oldest is None else f", the oldest for {_seconds(crowd.oldest)} s"
+    def crowds(self, resources: Sequence[Resource]) -> Iterator[Finding]:
+        """Many requests that wait for one thing, or at one line, which nobody is known to hold."""
+        held = {resource.id for resource in resources if resource.holders}
+        told = Counter[Crowd]()
+        for encounter in self._groups.encounters():
+            resource = number_of(_resource_of(encounter))
+            number = encounter.at_work()
+            if resource not in held and self._is_much(encounter, number):
+                held.add(resource)
+                yield self._encounter(encounter, number, resource)
+            if resource in held:
+                told += encounter.crowds
+        for crowd in self._groups.crowds():
+            number = crowd.at_work() - told[crowd]
+            if self._is_much(crowd, number):
+                yield self._crowd(crowd, number)
+
+    def _is_much(self, crowd: Crowd, number: int) -> bool:
+        reading = crowd.first.reading
+        if number < _CROWD or reading is None:
+            return False
+        is_old = (crowd.oldest or 0.0) >= _LONG_SECONDS and _is_for_work(reading)
+        return is_old or number >= _SHARE * self._at_work
+
+    def _encounter(self, encounter: Encounter, number: int, resource: int) -> Finding:
+        lines = [crowd.line for crowd, _ in encounter.crowds.most_common() if crowd.line is not None]
+        what = _thing(encounter.first.reading, _resource_of(encounter))
+        sentence = self._sentence(encounter, number, f"{what}{_places(lines)}")
+        example = (number_of(encounter.first.task),)
+        return Finding(sentence, "crowd", example, resource, next(iter(lines), None))
+
+    def _crowd(self, crowd: Crowd, number: int) -> Finding:
+        detail = "" if crowd.first.reading is None else crowd.first.reading.detail
         place = "" if crowd.line is None else f" at {_short(crowd.line)}"
-        who = _of_all(crowd.own, self._requests)
-        return Finding(
-            f"{who} wait for {detail}{place}{oldest}",
-            "crowd",
-            (number_of(crowd.first.task),),
-            frame=crowd.line,
-        )
+        sentence = self._sentence(crowd, number, f"{detail}{place}")
+        return Finding(sentence, "crowd", (number_of(crowd.first.task),), frame=crowd.line)
+
+    def _sentence(self, crowd: Crowd, number: int, what: str) -> str:
+        oldest = "" if crowd.oldest is None else f", the oldest for {_seconds(crowd.oldest)} s"
+        return f"{_of_all(number, self._requests)} wait for {what}{oldest}{_left(crowd)}"
 
     def _waiting(self, resource: Resource) -> str:
         tasks = [self._meetings.tasks[number] for number in resource.waiters]
@@ -159,6 +210,57 @@ class _Verdict:
         task = self._meetings.tasks[number]
         exchange = exchange_of(task) if is_adopted(task) else None
         return title_of(task) + ("" if exchange is None else f" ({exchange.method} {exchange.route})")
+
+
+def _waits_in(crowd: Crowd, kinds: Container[str]) -> bool:
+    return crowd.first.reading is not None and crowd.first.reading.kind in kinds
+
+
+def _is_lasting(crowd: Crowd) -> bool:
+    """Whether its oldest, a request, has waited for long enough."""
+    exchange = crowd.first.exchange
+    since = None if exchange is None else exchange.suspended_at
+    return crowd.own > 0 and since is not None and perf_counter() - since >= _LASTING_SECONDS
+
+
+def _load_of(executor: Any) -> tuple[int, int]:
+    """How many threads it has, and how many calls wait, if it has all that it may have: of any class."""
+    try:
+        threads = len(executor._threads)
+        return threads, int(executor._work_queue.qsize()) if threads >= executor._max_workers else 0
+    except Exception:  # it isn't like ThreadPoolExecutor
+        return 0, 0
+
+
+def _is_for_work(reading: Reading) -> bool:
+    is_held = reading.resource is not None and not isinstance(reading.resource, _MEETING_PLACES)
+    return is_held or reading.kind not in _OPEN
+
+
+def _resource_of(encounter: Encounter) -> Any:
+    return None if encounter.first.reading is None else encounter.first.reading.resource
+
+
+def _thing(reading: Reading | None, resource: Any) -> str:
+    """The call that waits there, and how much there is of what it waits for, if that is counted."""
+    detail = "" if reading is None else reading.detail
+    owner = type(resource).__name__
+    call = next((call for call in detail.split(" → ") if call.startswith(f"{owner}.")), detail)
+    state = state_of(resource)
+    return f"{call} ({owner}, {state})" if any(map(str.isdigit, state)) else call
+
+
+def _places(lines: Iterable[Frame]) -> str:
+    first, *others = [*dict.fromkeys(map(_short, lines))] or [""]
+    if not others:
+        return first and f" at {first}"
+    return f" at {first} and {others[0] if len(others) == 1 else f'{len(others)} other places'}"
+
+
+def _left(crowd: Crowd) -> str:
+    if not crowd.left:
+        return ""
+    return f"; {crowd.left} of their clients {'has' if crowd.left == 1 else 'have'} left"
 
 
 def _leak(crowd: Growing) -> Finding:

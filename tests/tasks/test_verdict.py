@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -20,8 +23,10 @@ from aiohttp_observe.tasks import (
     LoopState,
     Tasks,
     adopt,
+    exchange_of,
     findings_to_dict,
     number_of,
+    register_wait_kind,
     resources_to_dict,
     take_snapshot,
 )
@@ -51,6 +56,12 @@ def serve(tasks: list[asyncio.Task[Any]], age: float = 0.0) -> None:
     for number, task in enumerate(tasks):
         began = perf_counter() - age
         adopt(task, Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, began))
+
+
+def exchange_of_request(task: asyncio.Task[Any]) -> Exchange:
+    exchange = exchange_of(task)
+    assert exchange is not None
+    return exchange
 
 
 def findings(**more: Any) -> tuple[Finding, ...]:
@@ -165,8 +176,8 @@ class TestCrowd:
             assert findings() == ()
 
     async def test_is_none_of_less_than_half_the_requests(self) -> None:
-        event = asyncio.Event()
-        elsewhere = [coro for _ in range(9) for coro in (wait_elsewhere(event), event.wait())]
+        event, another = asyncio.Event(), asyncio.Event()
+        elsewhere = [coro for _ in range(9) for coro in (wait_elsewhere(another), asyncio.Event().wait())]
         async with suspended(*(wait_for_event(event) for _ in range(12)), *elsewhere) as tasks:
             serve(tasks)
             assert findings() == ()
@@ -182,8 +193,8 @@ class TestCrowd:
     @pytest.mark.parametrize(("age", "kinds"), [(1.0, []), (12.0, ["crowd"])])
     async def test_of_few_is_told_once_it_is_old(self, age: float, kinds: list[str]) -> None:
         """For what nobody waits for long while all is well."""
-        event, semaphore = asyncio.Event(), asyncio.Semaphore(0)
-        others = [wait(event) for wait in (wait_for_event, wait_elsewhere) for _ in range(9)]
+        semaphore = asyncio.Semaphore(0)
+        others = [wait(asyncio.Event()) for wait in (wait_for_event, wait_elsewhere) for _ in range(9)]
         async with suspended(*(acquire(semaphore) for _ in range(10)), *others) as tasks:
             serve(tasks, age)
             assert [finding.kind for finding in findings()] == kinds
@@ -198,6 +209,271 @@ class TestCrowd:
     async def test_is_none_where_the_holder_has_been_named(self) -> None:
         async with requests_at_a_lock(12, asyncio.Lock()):
             assert [finding.kind for finding in findings()] == ["held"]
+
+    async def test_says_whose_clients_have_left(self) -> None:
+        event = asyncio.Event()
+        async with suspended(*(wait_for_event(event) for _ in range(12))) as tasks:
+            serve(tasks)
+            for task in tasks[:11]:
+                exchange_of_request(task).client_left_at = perf_counter()
+            (finding,) = findings()
+            exchange_of_request(tasks[0]).duration = 1.0
+            (later,) = findings()
+        assert finding.sentence.endswith(" s; 11 of their clients have left")
+        assert later.sentence.endswith(" s; 10 of their clients have left")
+
+    async def test_of_one_line_is_one_whatever_led_there(self) -> None:
+        async def one_route() -> None:
+            await wait_for_event(asyncio.Event())
+
+        async def another_route() -> None:
+            await wait_for_event(asyncio.Event())
+
+        handlers = [handler for _ in range(6) for handler in (one_route, another_route)]
+
+        async def handle(handler: Callable[[], Awaitable[None]]) -> None:
+            await handler()
+
+        async with suspended(*map(handle, handlers)) as tasks:
+            serve(tasks)
+            snapshot = take_snapshot()
+        (finding,) = snapshot.findings
+        assert finding.sentence.startswith("12 of 12 requests wait for Event.wait at test_verdict.py:")
+        assert [group.count for group in snapshot.groups][:1] == [12]
+
+
+class Pool:
+    """Gives out connections, as a library's would: who wants one waits in its queue."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Queue[int]()
+
+    async def acquire(self) -> int:
+        return await self.free.get()
+
+
+register_wait_kind("test_pool", Pool.acquire, state=lambda pool: f"{pool.free.qsize()} of 2 free")
+
+
+async def one_place(pool: Pool) -> None:
+    await pool.acquire()
+
+
+async def another_place(pool: Pool) -> None:
+    await asyncio.wait_for(pool.acquire(), 60)
+
+
+class TestCrowdAtAResource:
+    @pytest.mark.parametrize("places", [(one_place,), (one_place, another_place), (another_place,)])
+    async def test_is_counted_wherever_its_requests_stand(self, places: Any) -> None:
+        pool = Pool()
+        waiting = [place(pool) for _ in range(18 // len(places)) for place in places]
+        async with suspended(*waiting, wait_for_event(asyncio.Event())) as tasks:
+            serve(tasks, age=14)
+            snapshot = take_snapshot()
+        (finding,) = snapshot.findings
+        assert finding.kind == "crowd"
+        assert re.fullmatch(
+            r"18 of 19 requests wait for Pool\.acquire \(Pool, 0 of 2 free\) at test_verdict\.py:\d+"
+            r"(?: and test_verdict\.py:\d+)?, the oldest for 14 s",
+            finding.sentence,
+        )
+        assert finding.resource == snapshot.resources[0].id
+        assert finding.tasks == (number_of(tasks[0]),)
+
+    async def test_is_told_once_it_is_old_however_many_others_there_are(self) -> None:
+        pool = Pool()
+        many = [wait_for_event(asyncio.Event()) for _ in range(9)]
+        more = [wait_elsewhere(asyncio.Event()) for _ in range(9)]
+        waiting = [place(pool) for _ in range(5) for place in (one_place, another_place)]
+        async with suspended(*waiting, *many, *more) as tasks:
+            serve(tasks, age=1)
+            assert findings() == ()
+            serve(tasks, age=12)
+            (finding,) = findings()
+        assert finding.sentence.startswith("10 of 28 requests wait for Pool.acquire (Pool, 0 of 2 free)")
+
+    async def test_is_told_of_a_lock_that_nobody_is_seen_to_hold_with_a_timeout_too(self) -> None:
+        lock = asyncio.Lock()
+        await lock.acquire()
+
+        async def want() -> None:
+            await asyncio.wait_for(lock.acquire(), 60)
+
+        async with suspended(*(want() for _ in range(10)), *(asyncio.sleep(60) for _ in range(30))) as tasks:
+            serve(tasks)
+            (finding,) = findings()
+        assert finding.sentence.startswith("10 of 40 requests wait for Lock.acquire at ")
+
+    async def test_leaves_out_no_others_of_the_line(self) -> None:
+        async with suspended(
+            *(wait_for_event(event) for event in [asyncio.Event()] * 20),
+            *(wait_for_event(asyncio.Event()) for _ in range(20)),
+        ) as tasks:
+            serve(tasks)
+            told = [finding.sentence.partition(" at ")[0] for finding in findings()]
+        assert told == ["20 of 40 requests wait for Event.wait", "20 of 40 requests wait for Event.wait"]
+
+
+class Channel:
+    """Where a service's own code waits for news."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.condition = asyncio.Condition()
+        self.queue = asyncio.Queue[int]()
+
+    async def by_event(self) -> None:
+        await self.event.wait()
+
+    async def by_condition(self) -> None:
+        async with self.condition:
+            await self.condition.wait()
+
+    async def by_queue(self) -> None:
+        await self.queue.get()
+
+    async def by_generator(self) -> None:
+        async def news() -> AsyncIterator[None]:
+            while True:
+                await self.event.wait()
+                yield
+
+        async for _ in news():
+            pass
+
+
+async def for_a_while(wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await asyncio.wait_for(wait(), 60)
+
+
+class TestIdle:
+    @pytest.mark.parametrize("name", ["by_event", "by_condition", "by_queue", "by_generator"])
+    async def test_is_who_polls_for_a_while(self, name: str) -> None:
+        channel, event = Channel(), asyncio.Event()
+        polls = [for_a_while(getattr(channel, name)) for _ in range(40)]
+        async with suspended(*polls) as tasks:
+            serve(tasks, age=25)
+            assert findings() == ()
+        polls = [for_a_while(getattr(channel, name)) for _ in range(40)]
+        async with suspended(*polls, *(wait_for_event(event) for _ in range(10))) as tasks:
+            serve(tasks)
+            (finding,) = findings()
+        assert finding.sentence.startswith("10 of 50 requests wait for Event.wait at ")
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout() is from Python 3.11 on")
+    async def test_is_who_polls_within_a_timeout(self) -> None:
+        timeout: Any = asyncio.timeout  # type: ignore[attr-defined, unused-ignore]
+
+        async def poll(event: asyncio.Event) -> None:
+            async with timeout(60):
+                await event.wait()
+
+        event = asyncio.Event()
+        async with suspended(*(poll(event) for _ in range(40))) as tasks:
+            serve(tasks)
+            assert findings() == ()
+
+    async def test_is_not_who_waits_as_long_as_it_takes(self) -> None:
+        async def forever(event: asyncio.Event) -> None:
+            await asyncio.wait_for(event.wait(), None)
+
+        event = asyncio.Event()
+        async with suspended(*(forever(event) for _ in range(40))) as tasks:
+            serve(tasks)
+            assert [finding.kind for finding in findings()] == ["crowd"]
+
+    @pytest.mark.parametrize("name", ["by_event", "by_condition", "by_queue", "by_generator"])
+    async def test_is_a_stream_that_has_begun(self, name: str) -> None:
+        channel = Channel()
+        async with suspended(*(getattr(channel, name)() for _ in range(40))) as tasks:
+            serve(tasks)
+            told = findings()
+            for task in tasks:
+                exchange_of_request(task).status = 200
+            assert findings() == ()
+        assert bool(told) is (name != "by_queue")
+
+    async def test_is_no_stream_that_waits_for_somebodys_work(self) -> None:
+        semaphore = asyncio.Semaphore(0)
+        async with suspended(*(acquire(semaphore) for _ in range(12))) as tasks:
+            serve(tasks)
+            for task in tasks:
+                exchange_of_request(task).status = 200
+            (finding,) = findings()
+        assert finding.sentence.startswith("12 of 12 requests wait for Semaphore.acquire (Semaphore, 0 free)")
+
+    async def test_is_nobody_in_the_queue_of_a_librarys_pool(self) -> None:
+        """It has a timeout, and nobody has registered what it is."""
+        scope: dict[str, Any] = {}
+        source = "import asyncio\nasync def connect(queue): await asyncio.wait_for(queue.get(), 30)\n"
+        exec(compile(source, "/venv/lib/python3/site-packages/db/pool.py", "exec"), scope)
+        queue = asyncio.Queue[int]()
+        async with suspended(*(scope["connect"](queue) for _ in range(12))) as tasks:
+            serve(tasks)
+            (finding,) = findings()
+        assert "12 of 12 requests wait for Queue.get (Queue, 0 of unlimited) at " in finding.sentence
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[Callable[[int], None]]:
+    """The loop's default executor, of three threads: takes a number of calls that last."""
+    loop, release = asyncio.get_running_loop(), threading.Event()
+    pool = ThreadPoolExecutor(max_workers=3)
+    loop.set_default_executor(pool)
+    calls: list[asyncio.Future[bool]] = []
+    yield lambda number: calls.extend(loop.run_in_executor(None, release.wait, 60) for _ in range(number))
+    release.set()
+    await asyncio.gather(*calls)
+
+
+class TestFullExecutor:
+    async def test_is_told_before_who_waits_for_it(self, executor: Callable[[int], None]) -> None:
+        async def call() -> None:
+            await asyncio.get_running_loop().run_in_executor(None, int)
+
+        executor(3)
+        async with suspended(*(call() for _ in range(12))) as tasks:
+            serve(tasks)
+            full, crowd = findings()
+        assert (
+            full.sentence == "the loop's default executor is full: 3 of 3 threads are at work, 12 calls wait"
+        )
+        assert (full.kind, full.tasks) == ("executor", (number_of(tasks[0]),))
+        assert crowd.kind == "crowd"
+
+    @pytest.mark.parametrize("calls", [0, 2, 3])
+    async def test_is_none_where_no_call_waits(self, calls: int, executor: Callable[[int], None]) -> None:
+        executor(calls)
+        assert findings() == ()
+
+    async def test_is_none_where_few_wait_for_a_moment(self, executor: Callable[[int], None]) -> None:
+        executor(4)
+        assert findings() == ()
+
+    async def test_is_one_where_few_wait_for_long(self, executor: Callable[[int], None]) -> None:
+        async def call() -> None:
+            await asyncio.get_running_loop().run_in_executor(None, int)
+
+        executor(3)
+        async with suspended(call()) as tasks:
+            serve(tasks)
+            assert findings() == ()
+            exchange_of_request(tasks[0]).suspended_at = perf_counter() - 2
+            (finding,) = findings()
+        assert finding.sentence.endswith(": 3 of 3 threads are at work, 1 call waits")
+
+    async def test_of_a_class_like_no_other_is_not_told(self) -> None:
+        class Inline(ThreadPoolExecutor):
+            def __init__(self) -> None:
+                super().__init__(1)
+                del self._work_queue, self._threads
+
+            def shutdown(self, *args: Any, **kwargs: Any) -> None:
+                pass
+
+        asyncio.get_running_loop().set_default_executor(Inline())
+        assert findings() == ()
 
 
 class TestBlocked:
