@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -226,17 +227,39 @@ class ServerTracer:
         )
 
 
+_BAGGAGE = "baggage"
+_LONGEST_BAGGAGE = 8192
+_LONGEST_MEMBER = 4096
+_MOST_MEMBERS = 180
+"""The limits of OpenTelemetry's own propagator."""
+_KEY = r"[ \t]*[\w!#$%&'*+.^`|~-]+[ \t]*"
+_VALUE = r"[ \t]*[!#-+\--:<-\[\]-~]*[ \t]*"
+_is_member = re.compile(rf"{_KEY}={_VALUE}(?:;{_KEY}(?:={_VALUE})?)*", re.ASCII).fullmatch
+"""By the grammar of https://www.w3.org/TR/baggage/."""
+
+
 class _AsciiGetter(Getter[Any]):
     """Reads headers, but for values that no propagator sends: one would cost us the others' too."""
 
     def get(self, carrier: Any, key: str) -> list[str] | None:
-        return [value for value in getter.get(carrier, key) or () if value.isascii()] or None
+        values = [value for value in getter.get(carrier, key) or () if value.isascii()]
+        if key == _BAGGAGE:
+            values = list(filter(None, map(_well_formed, values)))
+        return values or None
 
     def keys(self, carrier: Any) -> list[str]:
         return getter.keys(carrier)
 
 
 _getter = _AsciiGetter()
+
+
+def _well_formed(header: str) -> str:
+    """What a propagator reads of it; of the rest it would log a line each, which anybody may send."""
+    if len(header) > _LONGEST_BAGGAGE:
+        return ""
+    members = [each for each in header.split(",") if len(each) <= _LONGEST_MEMBER and _is_member(each)]
+    return ",".join(members[:_MOST_MEMBERS])
 
 
 def _extract(request: web.BaseRequest) -> Context:
