@@ -118,15 +118,31 @@ def _redacted(part: str) -> str:
 
 # Bounded: a text without end must take no more than linear time.
 _LONGEST_SECRET = 1100
+_LONGEST_GROUP = 4096
+_LONGEST_GROUP_AFTER = 64
+"""Of brackets, once some in the text had no end."""
 _between_parameters = re.compile(r"([&;])")
 _userinfo = re.compile(r"(?<=://)[^/]*@")
 _credentials = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]|'(?=[\w%@:.-])){1,1024}@")
 # The name of a parameter, or of a key as `repr` and JSON have it, or the first of a pair; and its value.
-_name = re.compile(r"""(?<![\w.%\[\]-])([\w.%\[\]-]{1,64})(?:=(?!=)|['"]:[ ]?|['"],[ ](?=b?['"]))""")
-_value = re.compile(
-    r"""b?'(?:[^'\\]|\\.)*' | b?"(?:[^"\\]|\\.)*" | (?:[^\s&;\#'"<>)\]},\\]|['"),]{1,4}(?=[\w%+/=!($*-]))+""",
+_name = re.compile(
+    r"""(?<![\w.%\[\]-])([\w.%\[\]-]{1,64})(?:
+        =(?!=)
+        | \\{0,7}['"] (?: \s{0,64}:\s{0,64}(?=b?\\{0,7}['"]|[\d{\[]) | :[ ]? )
+        | ['"],[ ](?=b?['"])
+    )""",
     re.VERBOSE,
 )
+# As `repr` and JSON have it, within another text maybe, with as many backslashes at its end as at its begin.
+_quoted = (
+    r"""b?'(?:[^'\\]|\\.)*' | b?"(?:[^"\\]|\\.)*" | (?P<escaped>\\{1,7}['"])[\s\S]*?(?<!\\)(?P=escaped)"""
+)
+_value = re.compile(
+    rf"""{_quoted} | (?:(?i:bearer|basic|digest|token)[ ]{{1,4}}(?=[\w+/=.~-]))?
+    (?:[^\s&;\#'"<>)\]}},\\]|['"),]{{1,4}}(?=[\w%+/=!($*-]))+""",
+    re.VERBOSE,
+)
+_part_of_group = re.compile(rf"{_quoted} | [\[{{()\]}}] | \\.", re.VERBOSE)
 _header = re.compile(
     r"\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token)): ?[^\r\n'\"]+", re.IGNORECASE
 )
@@ -157,14 +173,36 @@ def _hints_at_secrets(text: str) -> bool:
 
 
 def _without_values(text: str) -> str:
-    parts, at = [], 0
+    parts, at, longest = [], 0, _LONGEST_GROUP
     for named in _name.finditer(text):
         if named.start() >= at and _is_named(named) and is_secret(unquote_plus(named[1])):
-            value = _value.match(text, named.end())
-            if value is not None:
-                parts += [text[at : named.end()], MARK]
-                at = value.end()
+            begin = named.end()
+            if text.startswith(("{", "[", "("), begin):
+                end = _end_of_group(text, begin, longest)
+                if end is None:
+                    end, longest = _end_of_line(text, begin), _LONGEST_GROUP_AFTER
+            else:
+                value = _value.match(text, begin)
+                end = begin if value is None else value.end()
+            if end > begin:
+                parts += [text[at:begin], MARK]
+                at = end
     return "".join([*parts, text[at:]])
+
+
+def _end_of_group(text: str, begin: int, longest: int) -> int | None:
+    """Where the bracket that is there is closed; ``None`` if it isn't, so far."""
+    depth = 0
+    for part in _part_of_group.finditer(text, begin, begin + longest):
+        depth += (part[0] in "[{(") - (part[0] in ")]}")
+        if not depth:
+            return part.end()
+    return None
+
+
+def _end_of_line(text: str, begin: int) -> int:
+    end = text.find("\n", begin)
+    return len(text) if end < 0 else end
 
 
 def _is_named(named: re.Match[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from aiohttp import web
@@ -74,6 +74,6 @@ def test_more_than_a_header_holds_is_none() -> None:
 @pytest.mark.parametrize("unit", ["a", "a ", "a=", "a=b;", "a=b; ", " \t", "a=b ", ",", "a=b;c=d;"])
 def test_no_baggage_takes_long_to_read(unit: str) -> None:
     text = (unit * 8192)[:8192]
-    begun = perf_counter()
+    begun = thread_time()
     _well_formed(text)
-    assert perf_counter() - begun < 0.02
+    assert thread_time() - begun < 0.02
