@@ -247,7 +247,8 @@ function watch() {
   if (state.paused || state.feed.readyState === EventSource.CLOSED) return;
   const silent = (performance.now() - state.heard) / 1000;
   if (silent < Math.max(SILENT_SECONDS, 2 * Math.min(...state.gaps))) return;
-  tell(`no picture for ${Math.floor(silent)} s: the loop may be blocked; Admin(port=...) would answer`, "silent");
+  const time = silent < 90 ? `${Math.floor(silent)} s` : duration(silent);
+  tell(`no picture for ${time}: the loop may be blocked; Admin(port=...) would answer`, "silent");
 }
 
 function open() {

@@ -46,9 +46,9 @@ function chosen(tasks) {
   return [...found].sort((one, other) => ours(one) - ours(other) || order * (key(one) > key(other) ? 1 : key(one) < key(other) ? -1 : 0));
 }
 
-function groupRows({ groups, tasks }, page) {
+function groupRows(groups, page) {
   const shown = show.all ? groups : groups.slice(0, MOST_GROUPS);
-  const marks = marksOf(shown, tasks);
+  const marks = marksOf(shown);
   const most = Math.max(...groups.map((group) => group.count));
   const rows = shown.map((group, index) => {
     const served = group.coro === REQUEST;
@@ -71,15 +71,9 @@ function groupRows({ groups, tasks }, page) {
 // What runs there, unless that is plain from the place.
 const told = ({ coro, frame }) => (coro === REQUEST ? "request handler" : coro.split(".").at(-1) === frame?.function ? "" : coro);
 
-// What tells groups apart that would read alike: their coroutine, their file, or what one of them is.
-function marksOf(groups, tasks) {
-  const byId = new Map(tasks.map((task) => [task.id, task]));
-  const example = ({ request, name }) => `such as ${request ? `${request.method} ${request.route}` : name}`;
-  const differences = [
-    ({ coro }) => coro,
-    ({ frame }) => frame?.file ?? "",
-    (group) => (byId.has(group.example) ? example(byId.get(group.example)) : ""),
-  ];
+// What tells groups apart that would read alike: their coroutine, or their file.
+function marksOf(groups) {
+  const differences = [({ coro }) => coro, ({ frame }) => frame?.file ?? ""];
   const marks = new Map();
   for (const alike of groupedBy(groups, (group) => [group.wait, group.detail, place(group.frame), told(group)].join("\n"))) {
     const telling = alike.length > 1 && differences.find((one) => new Set(alike.map(one)).size > 1);
@@ -205,7 +199,7 @@ function draw(picture, detail, page) {
   const left = picture.truncated ? ` · ${count(picture.truncated)} not sent` : "";
   return [
     element("h2", {}, "Where they wait ", element("span", { text: "the largest crowd of the service's own code first" })),
-    table(["#Tasks", "Waiting for", "At", "#Oldest"], groupRows(picture, page), "No tasks."),
+    table(["#Tasks", "Waiting for", "At", "#Oldest"], groupRows(picture.groups, page), "No tasks."),
     element("h2", {}, "Tasks ", element("span", { id: "count", text: `${count(found.length)} of ${count(picture.summary.total)}${left}` })),
     filterBar(picture, page),
     element("div", { className: "scroll" }, element("table", { id: "list" }, element("thead", {}, element("tr", {}, ...head(page))), element("tbody", {}, ...rows))),
