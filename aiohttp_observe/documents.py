@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from .aside import aside
 from .background import Worker, workers_of
@@ -43,13 +44,15 @@ from .tasks import (
     tree_pieces,
     waits_for,
 )
+from .tasks.snapshot import matching_tasks
+from .tasks.verdict import was_blocked
 
 __all__ = ["Documents"]
 
-_MOST_TASKS = 100_000
 _MOST_NODES = 5000
 _FRAMES = 20
 _LINES = 200
+_CANCELLED_AT_ONCE = 200
 _MOST_IN_BUNDLE = 500
 _LONG_BLOCK_SECONDS = 1.0
 """Of a block of which a bundle is kept."""
@@ -60,6 +63,24 @@ _RESTARTS = 2
 """Of a worker, after which it is told."""
 _STUCK_SECONDS = 1.0
 _MOST_LOOKED_AT = 50
+
+
+Make = TypeVar("Make", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def _in_turn(make: Make) -> Make:
+    """Have each loop make one of the costly documents at a time.
+
+    Several at once would hold it, from one of its turns to the next, for as many times as long,
+    and take as many times the memory.
+    """
+
+    @wraps(make)
+    async def made(documents: Documents, *args: Any, **kwargs: Any) -> Any:
+        async with documents.turn():
+            return await make(documents, *args, **kwargs)
+
+    return cast(Make, made)
 
 
 class Documents:
@@ -80,6 +101,8 @@ class Documents:
         self._bundles = Bundles()
         self._bundled = -_BUNDLE_INTERVAL
         self._bundling: asyncio.Future[int | None] | None = None
+        # Of each loop that asks: the application's, and the console's own.
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self._history = History(
             lag=lambda: self.loop_state().lag_seconds,
             utilization=lambda: self.loop_state().utilization,
@@ -115,10 +138,16 @@ class Documents:
         """What the loop watch knows; all zero without one."""
         return LoopState() if self._monitor is None else self._monitor.state()
 
+    def turn(self) -> asyncio.Lock:
+        """What the running loop's costly documents wait for, one after another."""
+        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
+    @_in_turn
     async def tasks(self, **filters: Any) -> str:
         snapshot = await self._snapshot(**filters)
         return await _joined(json_pieces(snapshot))
 
+    @_in_turn
     async def picture(self, *, allow_cancel: bool, **filters: Any) -> str:
         snapshot = await self._snapshot(**filters)
         work = {
@@ -130,13 +159,16 @@ class Documents:
         more = {**findings_to_dict(snapshot), "point": point, "allow_cancel": allow_cancel}
         return await _joined(json_pieces(snapshot, more))
 
+    @_in_turn
     async def groups(self, **filters: Any) -> str:
         snapshot = await self._snapshot(**{**filters, "limit": 1})
         return encode({"taken_at": snapshot.taken_at, "groups": findings_to_dict(snapshot)["groups"]})
 
+    @_in_turn
     async def tree(self) -> str:
         return await _joined(tree_pieces(await self._tree()))
 
+    @_in_turn
     async def tree_text(self) -> str:
         lines = tree_lines(await self._tree())
         slices = iter(lambda: list(islice(lines, _LINES)), [])
@@ -146,6 +178,7 @@ class Documents:
         snapshot = await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)
         return await aside(partial(tree_of, snapshot))
 
+    @_in_turn
     async def resources(self) -> str:
         return encode(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
 
@@ -206,15 +239,13 @@ class Documents:
     async def profile(self, seconds: float) -> str:
         return await aside(partial(profile, self._thread, seconds))
 
+    @_in_turn
     async def matching(self, **filters: Any) -> list[asyncio.Task[Any]]:
-        snapshot = await self._snapshot(limit=_MOST_TASKS, frames=1, **filters)
         own = asyncio.current_task()
-        found = find_tasks([task.id for task in snapshot.tasks], self.loop)
-        return [task for task in found if task is not own]
+        return [task for task in await matching_tasks(self.loop, **filters) if task is not own]
 
     def cancel(self, tasks: list[asyncio.Task[Any]]) -> list[int]:
-        for task in tasks:
-            self.loop.call_soon_threadsafe(cancel, task)
+        self.loop.call_soon_threadsafe(_cancel_some, self.loop, iter(tasks))
         return [number_of(task) for task in tasks]
 
     async def _snapshot(self, **filters: Any) -> Snapshot:
@@ -228,7 +259,11 @@ class Documents:
     def _with_more_findings(self, snapshot: Snapshot) -> Snapshot:
         """What no task shows, as it has ended."""
         self._recorder.settle()
-        more = [*_failed(workers_of(self._recorder.scope)), *_failing(self._flights.failing())]
+        more = [
+            *_was_blocked(self._incidents.worst_block()),
+            *_failed(workers_of(self._recorder.scope)),
+            *_failing(self._flights.failing()),
+        ]
         return replace(snapshot, findings=(*snapshot.findings, *more[:_MOST_FINDINGS]))
 
     def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
@@ -236,10 +271,26 @@ class Documents:
         return (None, None) if task is None else (number_of(task), waits_for(task))
 
 
+def _cancel_some(loop: asyncio.AbstractEventLoop, tasks: Iterator[asyncio.Task[Any]]) -> None:
+    """Cancel as many as take a moment, and the others in the next turns of the loop."""
+    some = list(islice(tasks, _CANCELLED_AT_ONCE))
+    for task in some:
+        cancel(task)
+    if some:
+        loop.call_soon(_cancel_some, loop, tasks)
+
+
 def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
     """The service may end meanwhile: then there is nothing to keep."""
     if not bundling.cancelled():
         bundling.exception()
+
+
+def _was_blocked(block: Block | None) -> Iterator[Finding]:
+    if block is None:
+        return
+    by = block.request or (block.task_name and f"task {block.task_name}")
+    yield was_blocked(block.seconds, max(perf_counter() - block.ended, 0.0), block.frame, by)
 
 
 def _failing(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:

@@ -22,6 +22,9 @@ __all__ = ["Block", "Cause", "Incidents", "SpanPlace"]
 _MOST = 200
 """Lines, and kinds of failure, that are kept."""
 _MOST_VICTIMS = 20
+_LONG_SECONDS = 1.0
+"""Of a block that is told in the verdict, for `_RECENT_SECONDS` after its end."""
+_RECENT_SECONDS = 300.0
 
 _Culprit = Frame | str | None
 """A line, or where nobody saw it the request it worked for."""
@@ -84,6 +87,11 @@ class Block:
     cause: Cause
 
     @property
+    def ended(self) -> float:
+        """When, `time.perf_counter` seconds."""
+        return self.started + self.seconds
+
+    @property
     def place(self) -> dict[str, str | int]:
         """The line by OpenTelemetry's names for source code; empty without a frame."""
         if self.frame is None:
@@ -109,11 +117,12 @@ class Incidents:
         self._told: deque[Callable[[], None]] = deque(maxlen=_MOST)
         self._blocked: _Recent[_Culprit, _BlockedLine] = _Recent(_BlockedLine)
         self._unhandled: _Recent[_Kind, _FailureKind] = _Recent(_FailureKind)
+        self._long: deque[Block] = deque()  # each longer than those after it
 
     def blocked(self, block: Block, victims: Sequence[str] = (), victims_total: int = 0) -> None:
         """Add a block, with the ids of requests that it kept waiting (20 are kept) and their number."""
         example = _example(block, victims, victims_total)
-        self._add(lambda: self._blocked.use(block.frame or block.request).add(block, example))
+        self._add(lambda: self._add_block(block, example))
 
     def unhandled(
         self,
@@ -141,6 +150,25 @@ class Incidents:
         blocked.sort(key=lambda row: row["total_seconds"], reverse=True)
         unhandled.sort(key=lambda row: row["count"], reverse=True)
         return {"blocked": blocked, "unhandled": unhandled, "left_out": left_out}
+
+    def worst_block(self) -> Block | None:
+        """The longest of a second or more in the last five minutes."""
+        with self._lock:
+            self._settle()
+            self._forget_old(perf_counter())
+            return self._long[0] if self._long else None
+
+    def _add_block(self, block: Block, example: dict[str, Any]) -> None:
+        self._blocked.use(block.frame or block.request).add(block, example)
+        if block.seconds >= _LONG_SECONDS:
+            self._forget_old(perf_counter())
+            while self._long and self._long[-1].seconds <= block.seconds:
+                self._long.pop()
+            self._long.append(block)
+
+    def _forget_old(self, now: float) -> None:
+        while self._long and now - self._long[0].ended > _RECENT_SECONDS:
+            self._long.popleft()
 
     def _add(self, what: Callable[[], None]) -> None:
         self._told.append(what)

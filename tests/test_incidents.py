@@ -47,6 +47,35 @@ def test_there_is_nothing_at_first(incidents: Incidents) -> None:
     assert incidents.to_dict() == {"blocked": [], "unhandled": [], "left_out": 0}
 
 
+def ended(ago: float, seconds: float) -> Block:
+    return block(seconds=seconds, started=perf_counter() - ago - seconds)
+
+
+class TestWorstBlock:
+    def test_is_the_longest_of_the_last_five_minutes(self, incidents: Incidents) -> None:
+        for ago, seconds in ((400, 9.0), (200, 2.0), (100, 5.0), (50, 3.0), (0, 1.5)):
+            incidents.blocked(ended(ago, seconds))
+        worst = incidents.worst_block()
+        assert worst is not None
+        assert worst.seconds == 5.0
+
+    def test_makes_room_for_the_next_one_when_it_is_too_old(
+        self, incidents: Incidents, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for ago, seconds in ((100, 5.0), (50, 2.0), (0, 3.0)):
+            incidents.blocked(ended(ago, seconds))
+        monkeypatch.setattr("aiohttp_observe.incidents._RECENT_SECONDS", 70.0)
+        worst = incidents.worst_block()
+        assert worst is not None
+        assert worst.seconds == 3.0
+        monkeypatch.setattr("aiohttp_observe.incidents._RECENT_SECONDS", -1.0)
+        assert incidents.worst_block() is None
+
+    def test_is_none_of_less_than_a_second(self, incidents: Incidents) -> None:
+        incidents.blocked(ended(1, 0.9))
+        assert incidents.worst_block() is None
+
+
 def test_blocks_of_a_line_are_added_up_and_the_longest_is_the_example(incidents: Incidents) -> None:
     incidents.blocked(block(seconds=0.2), ["a"], 1)
     incidents.blocked(block(seconds=0.5, request_id="longest"), ["b", "c"], 2)

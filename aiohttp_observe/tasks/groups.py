@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from ..exchange import Exchange
@@ -62,6 +63,18 @@ class Crowd:
             elif reading.timed:
                 self._polls += 1
 
+    @classmethod
+    def of(cls, crowds: Sequence[Crowd]) -> Crowd:
+        """All of them together."""
+        oldest = max(crowds, key=lambda crowd: crowd.oldest or 0.0)
+        whole = cls(oldest.first)
+        whole.oldest = oldest.oldest
+        for crowd in crowds:
+            whole.count, whole.own = whole.count + crowd.count, whole.own + crowd.own
+            whole.left, whole._idle = whole.left + crowd.left, whole._idle + crowd._idle
+            whole._polls += crowd._polls
+        return whole
+
     def at_work(self) -> int:
         """How many of its own requests don't just wait until there is something to do or to tell.
 
@@ -91,30 +104,21 @@ class Groups:
     """The tasks of one snapshot, by where they stand."""
 
     def __init__(self) -> None:
+        # By identity of the line, which all tasks at the same places share: the first one keeps it.
         self._crowds: dict[tuple[int, str, str], Crowd] = {}
         self._encounters: dict[int, Encounter] = {}
-        # By identity too, which all tasks at the same places share: that is cheaper to look up.
-        self._lines: dict[int, tuple[Frame | None, int]] = {}
-        self._numbers: dict[Frame | None, int] = {}
 
     def add(self, seen: Seen) -> None:
         """Count one task."""
         reading = seen.reading
         own = seen.exchange if is_adopted(seen.task) else None
-        key = (self._number_of(seen.line), seen.coro, seen.state if reading is None else reading.kind)
+        key = (id(seen.line), seen.coro, seen.state if reading is None else reading.kind)
         crowd = self._crowds.get(key)
         if crowd is None:
             crowd = self._crowds[key] = Crowd(seen)
         crowd.add(seen, own)
         if own is not None and reading is not None and reading.resource is not None:
             self._meet(seen, reading.resource, own, crowd)
-
-    def _number_of(self, line: Frame | None) -> int:
-        known = self._lines.get(id(line))
-        if known is None:
-            number = self._numbers.setdefault(line, len(self._numbers))
-            known = self._lines[id(line)] = line, number
-        return known[1]
 
     def _meet(self, seen: Seen, resource: object, own: Exchange, crowd: Crowd) -> None:
         encounter = self._encounters.get(id(resource))  # which the first one keeps
@@ -126,6 +130,14 @@ class Groups:
     def encounters(self) -> list[Encounter]:
         """The requests that wait at a resource, by which it is, the most wanted first."""
         return sorted(self._encounters.values(), key=lambda encounter: -encounter.own)
+
+    def lines(self) -> list[list[Crowd]]:
+        """Those of `crowds` that wait for the same, at the same line, together, whatever led them there."""
+        lines: dict[tuple[Frame | None, str], list[Crowd]] = {}
+        for crowd in self.crowds():
+            if crowd.first.reading is not None:
+                lines.setdefault((crowd.line, crowd.first.reading.kind), []).append(crowd)
+        return list(lines.values())
 
     def crowds(self) -> list[Crowd]:
         """All, those in the service's own code before those in a library's, the largest first."""

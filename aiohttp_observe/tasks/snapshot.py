@@ -22,7 +22,7 @@ from .tracker import number_of
 from .verdict import findings
 from .warnings import Circumstances
 
-__all__ = ["count_tasks", "find_tasks", "snapshot_without_blocking", "take_snapshot"]
+__all__ = ["count_tasks", "find_tasks", "matching_tasks", "snapshot_without_blocking", "take_snapshot"]
 
 _SLICE = 200
 """Tasks looked at, or put into words, before the loop has a turn."""
@@ -97,6 +97,23 @@ def find_tasks(numbers: Iterable[int], loop: asyncio.AbstractEventLoop) -> list[
     """The live tasks of ``loop`` among those that snapshots show with the ids ``numbers``."""
     wanted = set(numbers)
     return [task for task in live_tasks(loop) if number_of(task) in wanted]
+
+
+async def matching_tasks(loop: asyncio.AbstractEventLoop, **filters: Any) -> list[asyncio.Task[Any]]:
+    """The live tasks of ``loop`` that pass the filters of `take_snapshot`, looked at in slices.
+
+    Between these the calling loop goes on with its work; tasks that end meanwhile are left out.
+
+    Raises ``TypeError`` or ``ValueError`` for a filter that can't be.
+    """
+    selection, look, found = Selection(**filters), Look(loop, depth=1), list[asyncio.Task[Any]]()
+    tasks = live_tasks(loop)
+    while tasks:
+        await asyncio.sleep(0)
+        some = tasks[-_SLICE:]
+        del tasks[-_SLICE:]
+        found += [task for task in some if not task.done() and selection.takes(look.at(task))]
+    return [task for task in found if not task.done()]
 
 
 class _Picture:

@@ -19,7 +19,7 @@ from .stacks import Reading
 from .suspension import outbound_call
 from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
 
-__all__ = ["findings"]
+__all__ = ["findings", "was_blocked"]
 
 _CROWD = 10
 """Tasks waiting at one place, or for one thing, that are worth a sentence."""
@@ -93,6 +93,15 @@ def _by(blocked: Blocked, running: asyncio.Task[Any] | None) -> str:
     return ""
 
 
+def was_blocked(seconds: float, ago: float, frame: Frame | None, by: str | None) -> Finding:
+    """A block that was over ``ago`` seconds ago, at ``frame`` and by whom, as far as that was seen."""
+    place = "" if frame is None else f", in {frame.function} ({_short(frame)})"
+    who = f" by {by}" if by else ""
+    unseen = "" if place or who else ", nobody saw by what"
+    sentence = f"the loop was blocked for {_seconds(seconds)} s, {_seconds(ago)} s ago{place}{who}{unseen}"
+    return Finding(sentence, "blocked", frame=frame)
+
+
 class _Verdict:
     def __init__(self, meetings: Meetings, groups: Groups) -> None:
         self._meetings = meetings
@@ -143,10 +152,10 @@ class _Verdict:
                 yield self._encounter(encounter, number, resource)
             if resource in held:
                 told += encounter.crowds
-        for crowd in self._groups.crowds():
-            number = crowd.at_work() - told[crowd]
-            if self._is_much(crowd, number):
-                yield self._crowd(crowd, number)
+        for crowds in self._groups.lines():
+            number = sum(crowd.at_work() - told[crowd] for crowd in crowds)
+            if number >= _CROWD and self._is_much(whole := Crowd.of(crowds), number):
+                yield self._crowd(whole, number)
 
     def _is_much(self, crowd: Crowd, number: int) -> bool:
         reading = crowd.first.reading

@@ -1,0 +1,182 @@
+"""The console's documents: what they add to the snapshot, and that they are made in slices, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from aiohttp_observe import OBSERVABILITY, Metrics, setup_observability
+from aiohttp_observe.documents import Documents
+from aiohttp_observe.incidents import Block, Cause
+from aiohttp_observe.tasks import Frame, number_of
+from tests.service import serving
+from tests.tasks.scenes import suspended
+
+
+@asynccontextmanager
+async def documents() -> AsyncIterator[Documents]:
+    """Those of a service that runs."""
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    async with serving(app):
+        yield app[OBSERVABILITY].documents
+
+
+class Turns:
+    """How often the loop turns, and for how long it doesn't, at most, in seconds."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.longest = 0.0
+
+    async def count(self) -> None:
+        while True:
+            before = perf_counter()
+            await asyncio.sleep(0)
+            self.number += 1
+            self.longest = max(self.longest, perf_counter() - before)
+
+
+@asynccontextmanager
+async def turns() -> AsyncIterator[Turns]:
+    counted = Turns()
+    counting = asyncio.create_task(counted.count())
+    await asyncio.sleep(0)
+    yield counted
+    counting.cancel()
+
+
+async def sleeper() -> None:
+    await asyncio.sleep(60)
+
+
+def block(seconds: float, **facts: Any) -> Block:
+    about: dict[str, Any] = {
+        "frame": Frame("/srv/api.py", 141, "report"),
+        "stack": (),
+        "task": 7,
+        "task_name": "Task-7",
+        "request": "GET /report",
+        "request_id": "r7",
+        "trace_id": None,
+        "span": None,
+        "scope": None,
+        "cause": Cause("cpu", "high", "measured"),
+    }
+    return Block(started=perf_counter() - seconds - 40, seconds=seconds, **{**about, **facts})
+
+
+async def test_a_block_that_is_over_is_in_the_verdict() -> None:
+    async with documents() as shown:
+        incidents = shown._incidents
+        incidents.blocked(block(0.5))
+        assert shown.snapshot().verdict == ()
+        incidents.blocked(block(25.0))
+        incidents.blocked(block(3.0))
+        (finding,) = shown.snapshot().findings
+    assert (
+        finding.sentence == "the loop was blocked for 25 s, 40 s ago, in report (api.py:141) by GET /report"
+    )
+    assert (finding.kind, finding.frame) == ("blocked", Frame("/srv/api.py", 141, "report"))
+
+
+async def test_one_that_no_request_caused_names_the_task() -> None:
+    async with documents() as shown:
+        shown._incidents.blocked(block(2.0, request=None, frame=None))
+        assert shown.snapshot().verdict == ("the loop was blocked for 2 s, 40 s ago by task Task-7",)
+
+
+class TestMatching:
+    async def test_finds_the_tasks_themselves(self) -> None:
+        async with (
+            documents() as shown,
+            suspended(*(sleeper() for _ in range(500)), asyncio.sleep(60)) as all_,
+        ):
+            async with turns() as counted:
+                found = await shown.matching(coro="sleeper")
+            assert set(found) == set(all_[:-1])
+            assert counted.number >= 2
+            assert await shown.matching(id=number_of(all_[3])) == [all_[3]]
+
+    async def test_makes_no_rows_of_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr("aiohttp_observe.tasks.rows.Rows.row", refuse)
+        async with documents() as shown, suspended(sleeper()) as tasks:
+            assert await shown.matching(coro="sleeper") == tasks
+
+    async def test_leaves_out_who_asks(self) -> None:
+        async def ask(shown: Documents) -> list[asyncio.Task[Any]]:
+            return await shown.matching(coro="*.ask")
+
+        async with documents() as shown:
+            assert await asyncio.create_task(ask(shown)) == []
+
+    @pytest.mark.parametrize("filters", [{"stat": "running"}, {"state": "stuck"}])
+    async def test_refuses_what_is_no_filter(self, filters: dict[str, str]) -> None:
+        async with documents() as shown:
+            with pytest.raises((TypeError, ValueError)):
+                await shown.matching(**filters)
+
+
+async def test_many_are_cancelled_in_more_than_one_turn() -> None:
+    async with documents() as shown, suspended(*(sleeper() for _ in range(1000))) as tasks:
+        async with turns() as counted:
+            assert shown.cancel(tasks) == [number_of(task) for task in tasks]
+            await asyncio.wait(tasks)
+        assert counted.number > 4
+        assert all(task.cancelled() for task in tasks)
+
+
+class TestInTurn:
+    async def test_the_costly_ones_are_made_one_after_another(self) -> None:
+        at_once, most = 0, 0
+
+        class Slow(Documents):
+            async def _snapshot(self, **filters: Any) -> Any:
+                nonlocal at_once, most
+                at_once += 1
+                most = max(most, at_once)
+                try:
+                    return await super()._snapshot(**filters)
+                finally:
+                    at_once -= 1
+
+        async with documents() as shown, suspended(*(sleeper() for _ in range(500))):
+            shown.__class__ = Slow
+            made = [
+                *(shown.tasks() for _ in range(5)),
+                shown.picture(allow_cancel=False),
+                shown.groups(),
+                shown.tree(),
+                shown.tree_text(),
+                shown.resources(),
+            ]
+            assert all(await asyncio.gather(*made))
+            assert await shown.make_bundle("asked for") is not None
+        assert most == 1
+
+    async def test_one_who_goes_away_keeps_nobody_waiting(self) -> None:
+        async with documents() as shown, suspended(*(sleeper() for _ in range(500))):
+            first, second, third = (asyncio.create_task(shown.tasks()) for _ in range(3))
+            await asyncio.sleep(0)
+            first.cancel()
+            second.cancel()
+            assert await asyncio.wait_for(third, 10)
+
+    async def test_another_loop_has_a_turn_of_its_own(self) -> None:
+        async with documents() as shown, shown.turn():
+            text: list[str] = []
+            apart = threading.Thread(target=lambda: text.append(asyncio.run(shown.tasks())))
+            apart.start()
+            await asyncio.to_thread(apart.join, 10)
+        assert text
