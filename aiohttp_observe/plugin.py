@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -299,7 +300,9 @@ class Observability:
                 stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
             also = None if self.admin is None else self.documents.blocked
-            bystanders = Bystanders(self.scope, self.recorder.in_flight.values(), self.incidents, also)
+            settle = partial(self.recorder.settle, wait=False)
+            in_flight = self.recorder.in_flight.values()
+            bystanders = Bystanders(self.scope, in_flight, self.incidents, settle, also)
             self.monitor = monitor = pillars.loop_watch.install(loop, meter, bystanders)
             self.scope.stalled_since, self.scope.held = monitor.stalled_since, monitor.held
             stack.callback(self._stop_watching, monitor)

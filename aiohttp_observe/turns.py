@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["SWITCH_INTERVAL", "quick_turns"]
+__all__ = ["quick_turns"]
 
-SWITCH_INTERVAL = 0.0002
+_INTERVAL = 0.0002
 """Seconds of a turn then; `sys.getswitchinterval` is 0.005 unless somebody has set it."""
 _lock = threading.Lock()
 _wanted = 0
@@ -27,7 +27,7 @@ def quick_turns() -> Iterator[None]:
     with _lock:
         if not _wanted:
             _usual = sys.getswitchinterval()
-            sys.setswitchinterval(min(_usual, SWITCH_INTERVAL))
+            sys.setswitchinterval(min(_usual, _INTERVAL))
         _wanted += 1
     try:
         yield

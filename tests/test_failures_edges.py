@@ -450,3 +450,41 @@ assert threading.excepthook is threading.__excepthook__
     assert done.stdout.count('"in __del__"') == 1
     assert "990 more like it were only counted" in done.stdout
     assert done.stdout.count("Exception in thread Thread-") >= 1
+
+
+EAGER = """
+import asyncio
+from aiohttp import ClientSession, web
+from aiohttp_observe import setup_observability
+
+async def fail():
+    raise LookupError("lost")
+
+async def handler(request):
+    asyncio.ensure_future(fail())
+    return web.Response()
+
+async def main():
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup_observability(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with ClientSession() as session:
+        for _ in range(3):
+            async with session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/") as response:
+                assert response.status == 200
+    await runner.cleanup()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before Python 3.12")
+def test_a_task_that_failed_as_it_was_started_is_told() -> None:
+    """Its coroutine can't be asked for on Python 3.12: https://github.com/python/cpython/issues/122332."""
+    done = run_python(EAGER)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("LookupError: lost") == 3

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -37,7 +38,7 @@ from aiohttp_observe import (
     spawn,
 )
 from aiohttp_observe.logs.writer import Writer
-from tests.service import PATIENCE, ROOT, Service, Witness, run_python, serving
+from tests.service import PATIENCE, ROOT, Service, Witness, free_port, run_python, serving, until
 
 shop = logging.getLogger("shop")
 Line = dict[str, Any]
@@ -1291,3 +1292,58 @@ async def test_a_log_call_from_within_the_writing_of_another_goes_through() -> N
 
     output = await written_by(lambda: shop.info("%s", Nested()))
     assert sorted(line["message"] for line in output.of("shop")) == ["once", "twice"]
+
+
+HANGING = """
+import sys, time
+from aiohttp import web
+from aiohttp_observe import setup_observability
+
+async def hello(request):
+    return web.Response()
+
+async def hang(request):
+    time.sleep(60)
+
+app = web.Application()
+app.router.add_get("/hello", hello)
+app.router.add_get("/hang", hang)
+setup_observability(app)
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+"""
+
+
+async def test_what_was_answered_before_the_loop_hangs_is_told_though_it_never_ends() -> None:
+    port = free_port()
+    command = [sys.executable, "-c", HANGING, str(port)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=ROOT)
+    told: list[bytes] = []
+
+    async def read() -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            told.append(line)
+
+    reading = asyncio.create_task(read())
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            for number in range(5):
+                await answered(session, f"/hello?{number}")
+            hanging = asyncio.create_task(answered(session, "/hang"))
+            await until(lambda: sum(b"GET /hello 200" in line for line in told) == 5, "the access lines")
+            hanging.cancel()
+    finally:
+        process.kill()
+        await process.wait()
+        await reading
+
+
+async def answered(session: aiohttp.ClientSession, path: str) -> None:
+    """Ask until the server is up, and read the answer."""
+    while True:
+        try:
+            async with session.get(path) as response:
+                await response.read()
+                return
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(0.05)

@@ -67,7 +67,7 @@ def example(incidents: Incidents) -> Any:
 
 def test_the_one_that_blocked_is_no_victim(scope: Scope) -> None:
     incidents = Incidents()
-    bystanders = Bystanders(scope, requests(scope, 3), incidents)
+    bystanders = Bystanders(scope, requests(scope, 3), incidents, lambda: None)
     bystanders.stalled(1.0, 0.3, "request-0")
     bystanders.blocked(block(scope, 1.0))
     assert example(incidents)["victims"] == ["request-1", "request-2"]
@@ -77,7 +77,7 @@ def test_the_one_that_blocked_is_no_victim(scope: Scope) -> None:
 
 def test_of_thousands_a_few_are_named_and_all_are_counted(scope: Scope) -> None:
     incidents = Incidents()
-    bystanders = Bystanders(scope, requests(scope, 5001), incidents)
+    bystanders = Bystanders(scope, requests(scope, 5001), incidents, lambda: None)
     bystanders.stalled(1.0, 0.3, "request-0")
     bystanders.blocked(block(scope, 1.0))
     found = example(incidents)
@@ -87,7 +87,7 @@ def test_of_thousands_a_few_are_named_and_all_are_counted(scope: Scope) -> None:
 
 def test_each_block_has_its_own_victims(scope: Scope) -> None:
     incidents, in_flight = Incidents(), requests(scope, 2)
-    bystanders = Bystanders(scope, in_flight, incidents)
+    bystanders = Bystanders(scope, in_flight, incidents, lambda: None)
     bystanders.stalled(1.0, 0.3, None)
     in_flight.clear()
     bystanders.stalled(2.0, 0.3, None)
@@ -97,7 +97,7 @@ def test_each_block_has_its_own_victims(scope: Scope) -> None:
 
 def test_a_block_by_another_application_has_no_span_here(scope: Scope) -> None:
     incidents = Incidents()
-    bystanders = Bystanders(scope, requests(scope, 2), incidents)
+    bystanders = Bystanders(scope, requests(scope, 2), incidents, lambda: None)
     for number, other in enumerate([Scope(), None]):
         bystanders.stalled(number, 0.3, "request-of-the-other")
         bystanders.blocked(block(other, number))
@@ -108,7 +108,7 @@ def test_a_block_by_another_application_has_no_span_here(scope: Scope) -> None:
 
 def test_without_tracing_the_incidents_are_kept() -> None:
     scope, incidents = Scope(), Incidents()
-    bystanders = Bystanders(scope, requests(scope, 1), incidents)
+    bystanders = Bystanders(scope, requests(scope, 1), incidents, lambda: None)
     bystanders.stalled(1.0, 0.3, None)
     bystanders.blocked(block(scope, 1.0))
     assert example(incidents)["victims"] == ["request-0"]

@@ -92,6 +92,9 @@ class Blocks:
         self.told: list[Block] = []
         self.threads: set[int] = set()
 
+    def suspected(self) -> None:
+        pass
+
     def stalled(self, started: float, seconds: float, culprit: str | None) -> None:
         assert threading.get_ident() not in self.threads
         self.stalls.append((started, seconds, culprit))

@@ -57,7 +57,10 @@ async def blockable(spans: Spans) -> AsyncIterator[tuple[Service, House]]:
     app.router.add_get("/block", house.block)
     tracing = Tracing(provider=spans.provider)
     observability = setup_observability(app, tracing=tracing, metrics=None, logs=None, loop_watch=None)
-    bystanders = Bystanders(observability.scope, observability.recorder.in_flight.values(), house.incidents)
+    recorder = observability.recorder
+    bystanders = Bystanders(
+        observability.scope, recorder.in_flight.values(), house.incidents, recorder.settle
+    )
     house.in_flight = lambda: list(observability.recorder.in_flight.values())
     async with serving(app) as service:
         monitor = LoopWatch().install(asyncio.get_running_loop(), Meter(), bystanders)

@@ -34,6 +34,7 @@ class Bystanders:
     thread.  The tracer is told of blocks by this application's requests only.
 
     ``in_flight`` are the application's exchanges, read on the loop; ``also`` hears of blocks too.
+    ``settle`` does, in any thread, what was left for the loop to do later: it may never come to it.
     """
 
     def __init__(
@@ -41,13 +42,18 @@ class Bystanders:
         scope: Scope,
         in_flight: Iterable[Exchange],
         incidents: Incidents,
+        settle: Callable[[], None],
         also: Callable[[Block], None] | None = None,
     ) -> None:
+        self._settle = settle
         self._also = also
         self._scope = scope
         self._in_flight = in_flight
         self._incidents = incidents
         self._stalls: deque[_Stall] = deque(maxlen=16)
+
+    def suspected(self) -> None:
+        self._settle()
 
     def stalled(self, started: float, seconds: float, culprit: str | None) -> None:
         victims = [exchange for exchange in self._in_flight if exchange.request_id != culprit]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 from math import inf
-from time import perf_counter
 
 from ..tasks.model import Frame
 from .thread import Sighting
@@ -37,7 +36,6 @@ class Sightings:
         self.seconds = self.there = self.in_calls = 0.0
         self.first: Sighting | None = None
         self.looked_at = inf
-        self.since = perf_counter()
         self._seen: defaultdict[Sighting, float] = defaultdict(float)
         self._at: defaultdict[Frame | None, float] = defaultdict(float)
         self._by: defaultdict[int | None, float] = defaultdict(float)

@@ -24,6 +24,9 @@ T = TypeVar("T")
 class Listener(Protocol):
     """Who hears of blocks, as they end.  What it raises is counted, and harms nobody."""
 
+    def suspected(self) -> None:
+        """The loop is late, and may be for ever: called in the watchdog's thread."""
+
     def stalled(self, started: float, seconds: float, culprit: str | None) -> None:
         """The loop turns again: called on it, before the watchdog has made a `Block` of it.
 

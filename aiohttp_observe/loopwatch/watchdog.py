@@ -7,12 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
 from time import perf_counter
 
 from ..incidents import Block, Cause
 from ..tasks.places import is_library
-from ..turns import SWITCH_INTERVAL, quick_turns
+from ..turns import quick_turns
 from .cause import Facts, cause_of
 from .clocks import COLLECTIONS, Reading
 from .pulse import Late, Pulse
@@ -27,6 +26,8 @@ _LONGEST_PAUSE = 1.0
 """Seconds between looks at a long block."""
 _STILL_BLOCKED = 5.0
 """Age in seconds at which a block is told though it goes on: it may never end."""
+_MOMENT = 0.001
+"""Seconds after which it is looked once more, whatever turns threads take."""
 _CLOSE_TIMEOUT = 2.0
 
 
@@ -60,7 +61,6 @@ class Watchdog:
         self._planned = perf_counter()
         self._cpu = loop_thread.cpu_seconds()
         self._sightings: Sightings | None = None
-        self._turns = ExitStack()
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-loop-watch", daemon=True)
         self._thread.start()
 
@@ -100,7 +100,6 @@ class Watchdog:
             self._wake.clear()
             last = self._stopping or (self._pulse.due < self._planned and self._loop_thread.is_gone())
             self._pause = self._attend_safely()
-        self._turns.close()
         self._over()
 
     def _attend_safely(self) -> float:
@@ -120,7 +119,6 @@ class Watchdog:
         self._tell_ended(starved)
         overdue = now - due
         if overdue < self._suspicious:
-            self._turns.close()
             self._throttling.note(now)
             self._queue.note(now)
             return self._suspicious - overdue
@@ -128,18 +126,29 @@ class Watchdog:
         is_new = sightings is None or sightings.due != due
         if sightings is None or is_new:
             sightings = self._sightings = Sightings(due, min(starved, overdue))
-        seen = self._loop_thread.look(self._pulse.caller)
-        if self._pulse.due == due:  # it hasn't ended meanwhile
+        seen = self._look_while(due)
+        if seen is not None:
+            seen = self._look_anywhere_while(due) or seen
+        if seen is not None or self._pulse.due == due:
             sightings.add(seen, now)
         if is_new:
             self._begin(overdue)
+            inform(self.listeners, lambda listener: listener.suspected(), self._pulse.meters)
         self._tell_of_hanging(sightings, overdue - sightings.starved)
         return max(overdue, self._threshold) / 4
 
+    def _look_while(self, due: float) -> Sighting | None:
+        seen = self._loop_thread.look(self._pulse.caller)
+        return seen if self._pulse.due == due else None  # else it ended meanwhile
+
+    def _look_anywhere_while(self, due: float) -> Sighting | None:
+        """Once more: a thread that often lets others have a turn was seen where it does."""
+        with quick_turns():
+            time.sleep(_MOMENT)
+            return self._look_while(due)
+
     def _begin(self, overdue: float) -> None:
-        """What lets go of the interpreter lock: after the look, which may be the only one."""
-        self._turns.close()
-        self._turns.enter_context(quick_turns())
+        """Take readings that let go of the interpreter lock: after the look, which may be the only one."""
         self._throttling.begin(overdue)
         self._queue.begin()
 
@@ -223,24 +232,16 @@ class Watchdog:
                 throttled=self._throttling.seconds(),
                 queued=min(queued, max(after.at - before.at - cpu, 0.0)),
                 starved=sightings.starved,
-                contending=_contending(before, after, sightings.since),
+                contending=_contending(before, after),
                 in_call=sightings.in_calls * 2 > sightings.seconds,
             )
         )
 
 
-def _contending(before: Reading, after: Reading, watched_since: float) -> float | None:
-    """Seconds for which the loop's thread asked for the interpreter lock, at most.
-
-    As one that waits for it does once in a switch interval, which is shorter from when it is watched.
-    """
+def _contending(before: Reading, after: Reading) -> float | None:
     if before.waits is None or after.waits is None:
         return None
-    lasted = after.at - before.at
-    watched = min(max(after.at - watched_since, 0.0), lasted)
-    usual = max(sys.getswitchinterval(), SWITCH_INTERVAL)
-    asked_at_most = (lasted - watched) / usual + watched / SWITCH_INTERVAL
-    return (after.waits - before.waits) / asked_at_most * lasted
+    return (after.waits - before.waits) * sys.getswitchinterval()
 
 
 _STARVING = ("throttled", "gil")

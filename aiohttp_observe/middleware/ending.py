@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import hdrs, web, web_protocol
 
 from ..exchange import Exchange
+from ..tasks import coroutine_of
 from .websockets import note_close
 
 __all__ = [
@@ -82,7 +83,7 @@ def _being_handled() -> str | None:
 
 def is_own(task: asyncio.Task[Any]) -> bool:
     """Whether ``task`` is one that aiohttp makes for a request."""
-    return getattr(task.get_coro(), "cr_code", None) is _HANDLING
+    return getattr(coroutine_of(task), "cr_code", None) is _HANDLING
 
 
 def handles(task: asyncio.Task[Any], request: web.BaseRequest) -> bool:

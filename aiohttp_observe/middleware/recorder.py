@@ -310,9 +310,14 @@ class Recorder:
         self._tell_finished(flight)
         flight.let_go()
 
-    def settle(self) -> None:
-        """Have the pillars do what was left for later; may be called from any thread."""
-        with self._settles:
+    def settle(self, *, wait: bool = True) -> None:
+        """Have the pillars do what was left for later; may be called from any thread.
+
+        Who won't ``wait`` leaves it to the thread that is at it.
+        """
+        if not self._settles.acquire(blocking=wait):
+            return
+        try:
             ended: defaultdict[Outcome, list[Exchange]] = defaultdict(list)
             for exchange in taken(self.unsettled):
                 outcome = exchange.method, exchange.route, exchange.status, exchange.error_type
@@ -325,6 +330,8 @@ class Recorder:
                     hook(ended)
                 except Exception as exc:
                     self.complain(name, exc)
+        finally:
+            self._settles.release()
 
     def _tell_started(self, exchange: Exchange, request: web.BaseRequest) -> None:
         for name, hook in self._started:

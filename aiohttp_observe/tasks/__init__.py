@@ -36,6 +36,7 @@ loop is blocked.
 """
 
 from .cancelling import cancel
+from .chain import coroutine_of
 from .drive import drive
 from .forgotten import is_forgotten
 from .holding import note_contention
@@ -97,6 +98,7 @@ __all__ = [
     "caller_of",
     "cancel",
     "coro_of",
+    "coroutine_of",
     "count_as_own",
     "count_tasks",
     "drive",

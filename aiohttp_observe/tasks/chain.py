@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
@@ -19,7 +20,7 @@ from .model import Frame
 from .places import place_of
 from .threads import caller_of, innermost_frames
 
-__all__ = ["Chain", "held_by", "running_places"]
+__all__ = ["Chain", "coroutine_of", "held_by", "running_places"]
 
 _DEEPEST = 2000
 """Links that are followed at most: nobody reads more, and a chain that never ends must."""
@@ -29,6 +30,18 @@ _WAIT_FOR = asyncio.wait_for.__code__
 _FRAMES_ARE_APART = sys.version_info < (3, 11)
 _FRAME_ATTRIBUTES = ("cr_frame", "gi_frame", "ag_frame")
 _WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
+
+
+def _coroutine_at_hand(task: asyncio.Task[Any]) -> Any:
+    return getattr(task, "_coro", None)
+
+
+# Python 3.12's crashes for a task that has ended as it was started, eagerly.
+# See https://github.com/python/cpython/issues/122332.
+coroutine_of: Callable[[asyncio.Task[Any]], Any] = (
+    _coroutine_at_hand if sys.version_info[:2] == (3, 12) else operator.methodcaller("get_coro")
+)
+"""The coroutine of a task."""
 
 
 class Chain:
@@ -52,7 +65,7 @@ class Chain:
         self.awaitables: list[Any] = []
         self.frames: list[FrameType] = []
         places: list[int] = []
-        self._follow(task.get_coro(), places)
+        self._follow(coroutine_of(task), places)
         self.leaf: Any = getattr(task, "_fut_waiter", None)
         self.waits = self.leaf is not None and not self.leaf.done()
         self.own = len(self.frames)
@@ -83,7 +96,7 @@ class Chain:
                 self.leaf = timed or self.leaf
                 break
             known = len(self.frames)
-            self._follow(timed.get_coro(), places)
+            self._follow(coroutine_of(timed), places)
             self.leaf = getattr(timed, "_fut_waiter", None)
             if len(self.frames) == known:  # it has just ended
                 break
@@ -175,7 +188,7 @@ def running_places(task: asyncio.Task[Any]) -> list[tuple[str, CodeType, int]]:
 
     Whatever thread its loop runs in.  Empty if it has stopped running meanwhile.
     """
-    outermost = getattr(task.get_coro(), "cr_frame", None)
+    outermost = getattr(coroutine_of(task), "cr_frame", None)
     places: list[tuple[str, CodeType, int]] = []
     frames = list(innermost_frames().values())
     while frames:  # to the end: one is the frame of this very call, which must not keep itself alive

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from types import CellType, CodeType, FunctionType
 from typing import Any, Protocol
 
-from .chain import Chain, held_by, running_places
+from .chain import Chain, coroutine_of, held_by, running_places
 from .places import is_library
 from .tracker import is_made_by_wait_for, number_of
 
@@ -123,6 +123,6 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[tuple[CodeType, list[Any]]]:
 
 def running_codes(task: asyncio.Task[Any]) -> list[CodeType]:
     """The service's own code that a task runs now, innermost first; not all of what it holds can be seen."""
-    if not getattr(task.get_coro(), "cr_running", False):
+    if not getattr(coroutine_of(task), "cr_running", False):
         return []
     return [code for _, code, _ in running_places(task) if not is_library(code.co_filename)]

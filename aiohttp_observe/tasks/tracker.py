@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, ref
 
 from ..exchange import CURRENT, Exchange
 from ..texts import qualified_name, title
+from .chain import coroutine_of
 from .model import Frame
 from .places import is_library, place_of
 
@@ -324,7 +325,7 @@ def title_of(task: asyncio.Task[Any]) -> str:
 
 def coro_of(task: asyncio.Task[Any]) -> str:
     """The qualified name of its coroutine."""
-    return qualified_name(task.get_coro())
+    return qualified_name(coroutine_of(task))
 
 
 def number_of(thing: Any) -> int:
