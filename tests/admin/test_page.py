@@ -33,7 +33,7 @@ LONG_ROUTE = "/warehouses/{warehouse_identifier}/shelves/{shelf_identifier}/item
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 LOOK = """[
     ...["verdict", "tiles"].map((id) => Number(getComputedStyle(document.getElementById(id)).opacity)),
-    getComputedStyle(document.querySelector("#verdict .well"), "::before").content,
+    getComputedStyle(document.querySelector("#verdict > *"), "::before").content,
     document.title,
 ]"""
 """How sure the page looks of what it shows."""
