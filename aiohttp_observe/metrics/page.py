@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -27,7 +30,15 @@ class Gate(Protocol):
 
 
 _FORMATS = 4
-"""Encoded at a time.  A client may ask for any number of them, by version."""
+"""Asked for at a time, of which one is encoded.  A client may ask for any number of them, by version."""
+_LONGEST_ACCEPT = 1000
+_MOST_UNFINISHED = 16
+"""Answers on their way to clients that are slow to read them; each keeps a whole page in memory."""
+_SEND_SECONDS = 30.0
+"""For an answer to reach its client."""
+_PIECE = 32_768
+_FULL = "503: too many clients haven't read their page to its end yet\n"
+_RETRY_SECONDS = "10"
 
 _NO_FILES = (
     "503: PROMETHEUS_MULTIPROC_DIR isn't there any more, or was emptied: "
@@ -38,12 +49,14 @@ _Encode = Callable[[Collector], bytes]
 
 
 class MetricsPage:
-    """Serves a registry in the format the scraper asks for, encoded off the loop."""
+    """Serves a registry in the format the scraper asks for, encoded off the loop, and sent as it is read."""
 
     def __init__(self, registry: CollectorRegistry, gate: Gate | None) -> None:
         self._registry = registry
         self._gate = gate
         self._at_work: dict[str, asyncio.Future[bytes]] = {}
+        self._turn = threading.Lock()
+        self._unfinished: set[_Page] = set()
 
     async def get(self, request: web.Request) -> web.Response:
         refusal = None if self._gate is None else self._gate.check(request)
@@ -51,10 +64,18 @@ class MetricsPage:
             return refusal
         if _lacks_files():
             return web.Response(status=503, text=_NO_FILES)
+        if self._is_full():
+            return _refusal_of_more()
         encode, content_type = self._format_for(request.headers.get("Accept", ""))
         body = await asyncio.shield(self._encoding(encode, content_type))
+        if self._is_full():
+            return _refusal_of_more()
         # aiohttp refuses a content_type argument that carries parameters.
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        page = _Page(body, request.transport, self._unfinished)
+        return web.Response(body=page, headers={"Content-Type": content_type})
+
+    def _is_full(self) -> bool:
+        return len(self._unfinished) >= _MOST_UNFINISHED
 
     def _format_for(self, accept: str) -> tuple[_Encode, str]:
         encode, content_type = _chosen(accept)
@@ -66,9 +87,13 @@ class MetricsPage:
         """The one at work, if there is: a crowd of scrapers, gone ones included, costs no more than one."""
         at_work = self._at_work.get(content_type)
         if at_work is None or at_work.done():
-            at_work = self._at_work[content_type] = aside(lambda: encode(InPieces(self._scraped())))
+            at_work = self._at_work[content_type] = aside(lambda: self._encoded(encode))
             at_work.add_done_callback(functools.partial(self._forget, content_type))
         return at_work
+
+    def _encoded(self, encode: _Encode) -> bytes:
+        with self._turn:  # several threads at it would leave the loop's the fewer turns
+            return encode(InPieces(self._scraped()))
 
     def _forget(self, content_type: str, done: asyncio.Future[bytes]) -> None:
         if self._at_work.get(content_type) is done:
@@ -82,6 +107,43 @@ class MetricsPage:
         return merged
 
 
+class _Page(Payload):
+    """A page on its way to one client: no more of it is buffered than that reads.
+
+    It is one of the ``unfinished`` meanwhile; one that takes too long is broken off.
+    """
+
+    def __init__(self, text: bytes, transport: asyncio.BaseTransport | None, unfinished: set[_Page]) -> None:
+        super().__init__(text)
+        self._size = len(text)
+        self._transport = transport
+        self._unfinished = unfinished
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        text: bytes = self._value
+        return text.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        deadline = asyncio.get_running_loop().call_later(_SEND_SECONDS, self._break_off)
+        self._unfinished.add(self)
+        try:
+            for begin in range(0, len(self._value), _PIECE):
+                await writer.write(self._value[begin : begin + _PIECE])
+        finally:
+            deadline.cancel()
+            self._unfinished.discard(self)
+            self._value = b""  # a connection remembers its last answer
+
+    def _break_off(self) -> None:
+        """Writing to it raises ``ConnectionResetError`` from now on, as if the client had left."""
+        if isinstance(self._transport, asyncio.WriteTransport):
+            self._transport.abort()
+
+
+def _refusal_of_more() -> web.Response:
+    return web.Response(status=503, text=_FULL, headers={"Retry-After": _RETRY_SECONDS})
+
+
 def _lacks_files() -> bool:
     """Whether there is nothing to add up, though this process has metrics of its own."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -92,6 +154,8 @@ def _lacks_files() -> bool:
 
 
 def _chosen(accept: str) -> tuple[_Encode, str]:
+    if len(accept) > _LONGEST_ACCEPT:  # anybody may say it
+        accept = accept[:_LONGEST_ACCEPT].rpartition(",")[0]
     try:
         return choose_encoder(accept)
     except Exception:  # prometheus_client trips over a version that isn't a number
