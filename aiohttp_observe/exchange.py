@@ -157,6 +157,7 @@ class Exchange:
     ``suspended_at``             when it last gave the loop back, ``None`` if it never did
     ``client_left_at``           when its client has left before the end, to an eighth of a second
     ``abandoned``                seconds worked after the client had left
+    ``abandoned_counted``        of these, those that metrics have counted before its end
     ``request_size``             bytes of the request's body that were received
     ``response_size``            bytes of the response's body that were sent
     ``steps``                    what was done for it, the first 50; ``steps_left_out`` counts the rest
@@ -180,6 +181,7 @@ class Exchange:
     suspended_at: float | None = None
     client_left_at: float | None = None
     abandoned: float = 0.0
+    abandoned_counted: float = 0.0
     request_size: int = 0
     response_size: int = 0
     steps: Sequence[Step] = ()

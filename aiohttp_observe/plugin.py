@@ -330,7 +330,7 @@ class Observability:
             if self.failures is not None:
                 self.failures.look_around()
             if self.metrics is not None:
-                self.metrics.tick()
+                self.metrics.tick(self.recorder.left)
 
         timer = loop.call_later(_LOOK_INTERVAL, look)
         return lambda: timer.cancel()

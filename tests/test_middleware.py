@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import (
@@ -506,6 +507,49 @@ async def test_work_for_a_client_that_has_left_is_told(
     assert exchange.duration is not None
     assert 0 < exchange.abandoned < exchange.duration
     assert total == pytest.approx(exchange.abandoned)
+
+
+async def test_work_for_a_client_that_has_left_is_counted_while_it_goes_on(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    """The handler may never end."""
+    go_on = asyncio.Event()
+
+    async def work(request: web.Request) -> web.Response:
+        await go_on.wait()
+        return web.Response(text="for nobody")
+
+    def counted() -> float:
+        labels = {"http_route": "/"}
+        return registry.get_sample_value("http_server_abandoned_seconds_total", labels) or 0.0
+
+    async with leaving(registry, witness, work):
+        await until(lambda: counted() > 0.6, "seconds to be counted")
+        go_on.set()
+        exchange = await witness.next()
+        assert counted() == pytest.approx(exchange.abandoned)
+
+
+async def test_a_response_whose_headers_are_fixed_is_sent_as_it_is(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    class Fixed(web.Response):
+        @property
+        def headers(self) -> Any:
+            return CIMultiDictProxy(super().headers)
+
+    async def answer(request: web.Request) -> web.Response:
+        return Fixed(text="hi")
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
+    async with serving(app) as service:
+        answered = await service.get("/")
+        await witness.next()
+    assert (answered.status, answered.text) == (200, "hi")
+    errors = {"observer": "recorder"}
+    assert registry.get_sample_value("aiohttp_observe_internal_errors_total", errors) == 1
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_stream(

@@ -321,6 +321,51 @@ def test_a_process_that_forks_while_it_serves_goes_on() -> None:
     assert len(set(done.stderr.split())) == 2, "parent and child draw the same"
 
 
+CHILD = """
+import asyncio, os
+from aiohttp import web
+from prometheus_client import REGISTRY
+from aiohttp_observe import setup_observability
+from tests.service import serving
+
+def tasks():
+    return {
+        sample.labels["wait"]: sample.value
+        for family in REGISTRY.collect() if family.name == "asyncio_tasks"
+        for sample in family.samples
+    }
+
+async def in_child():
+    app = web.Application()
+    setup_observability(app, logs=None)
+    async with serving(app):
+        assert "event" not in tasks(), tasks()
+
+async def main():
+    app = web.Application()
+    setup_observability(app, logs=None)
+    async with serving(app):
+        waiting = [asyncio.create_task(asyncio.Event().wait()) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        assert tasks()["event"] == 50
+        child = os.fork()
+        if not child:
+            asyncio.events._set_running_loop(None)
+            asyncio.run(in_child())
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        for task in waiting:
+            task.cancel()
+
+asyncio.run(main())
+"""
+
+
+def test_a_forked_child_does_not_count_its_parents_tasks() -> None:
+    done = run_python(f"import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n{CHILD}")
+    assert done.returncode == 0, done.stderr
+
+
 IDS = """
 import asyncio, os, random
 from aiohttp import web

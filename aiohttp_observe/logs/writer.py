@@ -91,7 +91,7 @@ class Writer:
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was put in is written, ``timeout`` seconds at most."""
-        if not self._is_writing():
+        if self._closed or not self._is_writing():
             return not self._waiting.qsize()
         mark = Lock()
         mark.acquire()

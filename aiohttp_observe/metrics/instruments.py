@@ -204,6 +204,8 @@ class Instruments(Meter):
     def begin_anew(self) -> None:
         """In a forked child, where no application runs."""
         self.in_flight.clear()
+        self.at_scrape.forget()
+        self.at_scrape.before.append(self.count_active)
         self._calls.forget()
 
     def settle_calls(self) -> None:

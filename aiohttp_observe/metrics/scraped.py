@@ -21,6 +21,10 @@ class AtScrape(Collector):
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """What is read is another process's."""
         self.before: list[Callable[[], None]] = []
         self.tasks: list[tuple[object, TaskCounts]] = []
         self.utilization: list[Utilization] = []

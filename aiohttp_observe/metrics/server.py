@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
@@ -38,7 +39,8 @@ class _Series:
         if route == MALFORMED:  # it never started
             return
         self._busy = observing_all(instruments.busy.labels(method, route))
-        self._request_size = observing_all(instruments.request_size.labels(method, route))
+        # Few routes take a body: the series is there from the first one on.
+        self._request_size = cache(lambda: observing_all(instruments.request_size.labels(method, route)))
         self._response_size = observing_all(instruments.response_size.labels(method, route))
         self._abandoned = partial(instruments.abandoned.labels, route)
 
@@ -57,9 +59,9 @@ class _Series:
             self._response_size(sizes)
         received = [exchange.request_size for exchange in alike if exchange.request_size]
         if received:
-            self._request_size(received)
-        abandoned = sum([exchange.abandoned for exchange in alike])
-        if abandoned:
+            self._request_size()(received)
+        abandoned = sum([exchange.abandoned - exchange.abandoned_counted for exchange in alike])
+        if abandoned > 0:
             self._abandoned().inc(abandoned)
 
 
@@ -100,11 +102,24 @@ class ServerMetrics:
             self.instruments.add_method(method)
         return series
 
-    def tick(self) -> None:
-        """Several times a second: what another process reads from a file can't wait for a scrape."""
+    def tick(self, left: Iterable[Exchange]) -> None:
+        """Several times a second, on the loop.  ``left`` are requests in flight whose client has left.
+
+        What another process reads from a file can't wait for a scrape.
+        """
         self.instruments.settle_calls()
+        now = perf_counter()
+        for exchange in left:
+            self.instruments.attempt(partial(self._count_abandoned, exchange, now))
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self.instruments.count_active()
+
+    def _count_abandoned(self, exchange: Exchange, now: float) -> None:
+        """So far: its handler may never end."""
+        so_far = now - (exchange.client_left_at or now)
+        route = self.instruments.bounded_route(exchange.route)
+        self.instruments.abandoned.labels(route).inc(max(so_far - exchange.abandoned_counted, 0.0))
+        exchange.abandoned_counted = so_far
 
     # What is read at scrape; each returns how to stop
 

@@ -83,7 +83,8 @@ class Recorder:
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
     ``in_flight`` are the requests being served, by what aiohttp writes their answer with: that
     is one for each request, the same for its clones, and in whatever task it is handled.
-    ``unsettled`` are the requests that have ended since `settle`.  ``others_prepare``: whether
+    ``left`` are those of them whose client had left at the last look, ``unsettled`` the requests
+    that have ended since `settle`.  ``others_prepare``: whether
     there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``: whether
     the server may cut requests short itself.
     """
@@ -95,6 +96,7 @@ class Recorder:
         self.others_prepare = True
         self.adapt: Callable[[Handler], Handler] | None = None
         self.stopping = False
+        self.left: list[Flight] = []
         self._looked_at = 0.0
         self._outliving: Container[AbstractStreamWriter] = ()
         self._complaints: set[tuple[str, type]] = set()
@@ -180,7 +182,10 @@ class Recorder:
             flight.status = response.status
             if isinstance(response, web.WebSocketResponse):
                 self._count_messages(flight, response)
-        response.headers[REQUEST_ID_HEADER] = flight.request_id
+        try:
+            response.headers[REQUEST_ID_HEADER] = flight.request_id
+        except Exception as exc:  # a response of the service's own class, whose headers are as they are
+            self.complain("recorder", exc)
         for name, hook in self._prepared:
             try:
                 hook(flight, response)
@@ -258,13 +263,14 @@ class Recorder:
         That is a client leaving while its handler works, unless aiohttp cancels that or it is the
         server that leaves, and a task that ended while it sent the response.
         """
-        now = perf_counter()
+        now, left = perf_counter(), []
         for flight in list(self.in_flight.values()):
             if flight.task.done():
                 _in_context_of(flight.task, flight.landed_unnoticed)
             elif flight.request.transport is None:
                 self._note_departure(flight, now)
-        self._looked_at = now
+                left.append(flight)
+        self._looked_at, self.left = now, left
 
     def _note_departure(self, flight: Flight, now: float) -> None:
         """Its client has left since the last look, nobody knows when: on average half-way."""
