@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
@@ -120,9 +122,16 @@ async def test_no_more_of_a_page_is_buffered_than_is_read(monkeypatch: pytest.Mo
         assert max(transport.get_write_buffer_size() for transport in buffered) < 500_000
 
 
-async def test_one_that_takes_too_long_to_read_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_one_that_takes_too_long_to_read_is_broken_off(
+    run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(page, "_SEND_SECONDS", 0.3)
     monkeypatch.setattr(page, "_MOST_UNFINISHED", 1)
+    run(be_slow())
+
+
+async def be_slow() -> None:
     async with served(registry_of(20)) as service, readers(service, 1) as (slow,):
         await slow.read()
         assert (await service.get("/metrics")).status == 503

@@ -113,7 +113,7 @@ class _Page(Payload):
     It is one of the ``unfinished`` meanwhile; one that takes too long is broken off.
     """
 
-    def __init__(self, text: bytes, transport: asyncio.BaseTransport | None, unfinished: set[_Page]) -> None:
+    def __init__(self, text: bytes, transport: asyncio.Transport | None, unfinished: set[_Page]) -> None:
         super().__init__(text)
         self._size = len(text)
         self._transport = transport
@@ -136,7 +136,7 @@ class _Page(Payload):
 
     def _break_off(self) -> None:
         """Writing to it raises ``ConnectionResetError`` from now on, as if the client had left."""
-        if isinstance(self._transport, asyncio.WriteTransport):
+        if self._transport is not None:
             self._transport.abort()
 
 
