@@ -22,6 +22,11 @@ __all__ = ["main"]
 
 _DEFAULT_PORT = "8080"
 _DOCUMENTS = ("", "/resources", "/tree", "/incidents", "/requests")
+_PARTS = {"process", "loop", "summary", "tasks", "verdict", "truncated"}
+_NO_CONSOLE = (
+    "this is no task console: point --url or AIOHTTP_OBSERVE_URL at one, whose path is /_tasks unless the "
+    "service has another"
+)
 _CLEAR = "\x1b[H\x1b[2J"
 _LIBRARIES = ("/site-packages/", "/asyncio/", "/aiohttp_observe/")
 _LONGEST_LINE = 2**26
@@ -170,6 +175,8 @@ class Remote:
         timeout = aiohttp.ClientTimeout(sock_read=60)
         async with self._session.get(f"{self._base}/stream", params=asked, timeout=timeout) as response:
             await self._check(response)
+            if response.content_type != "text/event-stream":
+                raise ValueError(_NO_CONSOLE)
             event = b""
             async for line in response.content:
                 if line.startswith(b"event:"):
@@ -187,6 +194,17 @@ class Remote:
             raise ValueError(f"{status}: {_refusal(await response.text()).removeprefix(f'{status}: ')}")
 
 
+def _document(text: str) -> dict[str, Any]:
+    """The picture of the tasks.  Raises ``ValueError`` for what some other service answers there."""
+    try:
+        picture = json.loads(text)
+    except ValueError:
+        raise ValueError(_NO_CONSOLE) from None
+    if not isinstance(picture, dict) or not picture.keys() >= _PARTS:
+        raise ValueError(_NO_CONSOLE)
+    return picture
+
+
 def _refusal(text: str) -> str:
     """In words: the console's own are JSON, those of whatever else answers are taken as they are."""
     try:
@@ -197,14 +215,14 @@ def _refusal(text: str) -> str:
 
 
 async def _ps(remote: Remote, options: argparse.Namespace) -> None:
-    picture = json.loads(await remote.text("", format="json", **_filters(options)))
+    picture = _document(await remote.text("", format="json", **_filters(options)))
     found = _task_lines(picture) if picture["summary"]["total"] else [await _none(remote, options)]
     print("\n".join([*_head(picture), "", *found]))
 
 
 async def _none(remote: Remote, options: argparse.Namespace) -> str:
     """Said in place of tasks.  A service may have wait kinds of its own, so that none is wrong."""
-    waiting = json.loads(await remote.text("", format="json", limit=1))["summary"]["waiting"]
+    waiting = _document(await remote.text("", format="json", limit=1))["summary"]["waiting"]
     if options.wait is None or options.wait in waiting:
         return "No task passes the filter."
     others = f"; the kinds waited for are {', '.join(waiting)}" if waiting else ""
@@ -223,7 +241,9 @@ async def _tree(remote: Remote, options: argparse.Namespace) -> None:
 
 
 async def _dump(remote: Remote, options: argparse.Namespace) -> None:
-    texts = [await remote.text(path, format="json") for path in _DOCUMENTS]
+    first = await remote.text("", format="json")
+    _document(first)
+    texts = [first, *[await remote.text(path, format="json") for path in _DOCUMENTS[1:]]]
     named = zip(_DOCUMENTS, texts, strict=True)
     json.dump({path.lstrip("/") or "tasks": json.loads(text) for path, text in named}, sys.stdout, indent=1)
     print()
@@ -282,7 +302,10 @@ def _task_lines(picture: dict[str, Any]) -> list[str]:
                 f"{request['method']} {request['route']}" if request else "",
             )
         )
-    lines = _table(("id", "age", "waits for", "task", "where", "request"), rows, right=2)
+    head, *table = _table(("id", "age", "waits for", "task", "where", "request"), rows, right=2)
+    lines = [head]
+    for line, task in zip(table, picture["tasks"], strict=True):
+        lines += [line, *(_fitted(f"    ⚠ {warning}") for warning in task["warnings"])]
     if picture["truncated"]:
         lines.append(f"and {picture['truncated']} more")
     return lines

@@ -196,6 +196,49 @@ async def test_it_reads_a_unix_socket_too(capsys: pytest.CaptureFixture[str], tm
     assert "refresh-cache" in capsys.readouterr().out
 
 
+async def test_what_is_odd_about_a_task_stands_below_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, left = web.Application(), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        left.set()
+        await sleeper()
+        return web.Response()
+
+    app.router.add_get("/slow", handler)
+    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    async with serving(app, shutdown_timeout=0.1) as served:
+        _, writer = await served.connect()
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await left.wait()
+        writer.close()
+        await until(lambda: any(task.warnings for task in app[OBSERVABILITY].snapshot().tasks), "the warning")
+        for columns in (100, 20):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            await said(served, "ps", "--connections")
+            lines = capsys.readouterr().out.splitlines()
+            (at,) = [number for number, line in enumerate(lines) if "⚠" in line]
+            assert lines[at].startswith("    ⚠ its client left"[: columns - 1])
+            assert len(lines[at]) <= columns
+            assert "sleep" in lines[at - 1]
+
+
+@pytest.mark.parametrize("command", ["ps", "top", "dump"])
+@pytest.mark.parametrize("answer", ['{"hello": 1}', "[1]", "<!doctype html>", '{"tasks": []}', ""])
+async def test_what_is_no_console_is_said_to_be_none(
+    capsys: pytest.CaptureFixture[str], command: str, answer: str
+) -> None:
+    async def anything(request: web.Request) -> web.Response:
+        return web.Response(text=answer, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", anything)
+    async with serving(app) as served:
+        await said(served, command, status=1)
+    assert "/_tasks: this is no task console: point --url or" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["ps", "top"])
 async def test_a_status_is_told_once(capsys: pytest.CaptureFixture[str], command: str) -> None:
     async with serving(web.Application()) as served:
