@@ -27,7 +27,7 @@ from .console import Console
 from .routes import Routes
 from .server import OwnServer
 
-__all__ = ["Admin", "Console", "Gate", "OwnServer"]
+__all__ = ["Admin", "AdminPages", "Gate"]
 
 logger = logging.getLogger("aiohttp_observe.admin")
 
