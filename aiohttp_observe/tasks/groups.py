@@ -11,7 +11,6 @@ from .model import CoroCount, Frame, Group, Summary
 from .places import is_library
 from .resources import is_asked_for_by_library
 from .seen import Seen
-from .stacks import Reading
 from .tracker import is_adopted, number_of
 
 __all__ = ["Crowd", "Encounter", "Groups"]
@@ -41,27 +40,19 @@ class Crowd:
         self.first = first
         self.oldest: float | None = None
 
-    def add(self, seen: Seen, own: Exchange | None) -> None:
-        """One more; ``own`` is the request whose own task it is, if it is one's."""
+    def add(self, seen: Seen) -> None:
+        """One more."""
         self.count += 1
-        if own is not None:
-            self._add_own(seen.reading, own)
         if seen.age is not None and (self.oldest is None or seen.age > self.oldest):
             self.oldest, self.first = seen.age, seen
 
-    def _add_own(self, reading: Reading | None, exchange: Exchange) -> None:
+    def add_own(self, exchange: Exchange, *, idle: bool, polls: bool) -> None:
+        """It is the own task of that request."""
         self.own += 1
+        self._idle += idle
+        self._polls += polls
         if exchange.client_left_at is not None and exchange.duration is None:
             self.left += 1
-        if reading is None:
-            return
-        if reading.kind in _IDLE:
-            self._idle += 1
-        elif _is_for_news(reading.detail):
-            if exchange.status is not None:  # known before its end only of what is a stream
-                self._idle += 1
-            elif reading.timed:
-                self._polls += 1
 
     @classmethod
     def of(cls, crowds: Sequence[Crowd]) -> Crowd:
@@ -97,7 +88,13 @@ class Encounter(Crowd):
 
     def __init__(self, first: Seen) -> None:
         super().__init__(first)
-        self.crowds: Counter[Crowd] = Counter()
+        self.crowds: dict[Crowd, int] = {}
+
+    def add_of(self, crowd: Crowd, seen: Seen, exchange: Exchange, *, polls: bool) -> None:
+        """One more, which isn't idle."""
+        self.add(seen)
+        self.add_own(exchange, idle=False, polls=polls)
+        self.crowds[crowd] = self.crowds.get(crowd, 0) + 1
 
 
 class Groups:
@@ -107,28 +104,47 @@ class Groups:
         # By identity of the line, which all tasks at the same places share: the first one keeps it.
         self._crowds: dict[tuple[int, str, str], Crowd] = {}
         self._encounters: dict[int, Encounter] = {}
+        self._alone: dict[
+            int, tuple[Crowd, Seen, Exchange, bool]
+        ] = {}  # as most are: an encounter costs more
 
     def add(self, seen: Seen) -> None:
         """Count one task."""
         reading = seen.reading
-        own = seen.exchange if is_adopted(seen.task) else None
         key = (id(seen.line), seen.coro, seen.state if reading is None else reading.kind)
         crowd = self._crowds.get(key)
         if crowd is None:
             crowd = self._crowds[key] = Crowd(seen)
-        crowd.add(seen, own)
-        if own is not None and reading is not None and reading.resource is not None:
-            self._meet(seen, reading.resource, own, crowd)
+        crowd.add(seen)
+        if seen.exchange is not None and is_adopted(seen.task):
+            self._add_own(crowd, seen, seen.exchange)
 
-    def _meet(self, seen: Seen, resource: object, own: Exchange, crowd: Crowd) -> None:
-        encounter = self._encounters.get(id(resource))  # which the first one keeps
+    def _add_own(self, crowd: Crowd, seen: Seen, exchange: Exchange) -> None:
+        reading = seen.reading
+        if reading is None:
+            crowd.add_own(exchange, idle=False, polls=False)
+            return
+        waits_for_news = _is_for_news(reading.detail)
+        # A status is known before the end only of what is a stream.
+        idle = reading.kind in _IDLE or (waits_for_news and exchange.status is not None)
+        polls = waits_for_news and reading.timed and not idle
+        crowd.add_own(exchange, idle=idle, polls=polls)
+        if reading.resource is not None and not idle:
+            self._meet(id(reading.resource), crowd, seen, exchange, polls)
+
+    def _meet(self, resource: int, crowd: Crowd, seen: Seen, exchange: Exchange, polls: bool) -> None:
+        """``resource`` is its `id`: the first one that waits there keeps it."""
+        encounter = self._encounters.get(resource)
         if encounter is None:
-            encounter = self._encounters[id(resource)] = Encounter(seen)
-        encounter.add(seen, own)
-        encounter.crowds[crowd] += 1
+            first = self._alone.setdefault(resource, (crowd, seen, exchange, polls))
+            if first[1] is seen:
+                return
+            encounter = self._encounters[resource] = Encounter(first[1])
+            encounter.add_of(*first[:3], polls=first[3])
+        encounter.add_of(crowd, seen, exchange, polls=polls)
 
     def encounters(self) -> list[Encounter]:
-        """The requests that wait at a resource, by which it is, the most wanted first."""
+        """Requests that wait at the same resource, two or more, those most wanted first."""
         return sorted(self._encounters.values(), key=lambda encounter: -encounter.own)
 
     def lines(self) -> list[list[Crowd]]:

@@ -150,8 +150,8 @@ class Group:
 class Finding:
     """One sentence of the verdict, and its evidence: tasks, a resource, a line.
 
-    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd`` or ``leak``; an application's
-    console adds ``worker`` and ``failing``, and ``blocked`` of what is over.  docs/warnings.rst explains each.
+    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd`` or ``leak``; the documents of
+    an application add ``worker``, ``failing``, and ``blocked`` for what is over: see docs/warnings.rst.
     """
 
     sentence: str

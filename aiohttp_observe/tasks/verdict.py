@@ -151,7 +151,7 @@ class _Verdict:
                 held.add(resource)
                 yield self._encounter(encounter, number, resource)
             if resource in held:
-                told += encounter.crowds
+                told.update(encounter.crowds)
         for crowds in self._groups.lines():
             number = sum(crowd.at_work() - told[crowd] for crowd in crowds)
             if number >= _CROWD and self._is_much(whole := Crowd.of(crowds), number):
@@ -165,7 +165,8 @@ class _Verdict:
         return is_old or number >= _SHARE * self._at_work
 
     def _encounter(self, encounter: Encounter, number: int, resource: int) -> Finding:
-        lines = [crowd.line for crowd, _ in encounter.crowds.most_common() if crowd.line is not None]
+        crowds = sorted(encounter.crowds, key=lambda crowd: -encounter.crowds[crowd])
+        lines = [crowd.line for crowd in crowds if crowd.line is not None]
         what = _thing(encounter.first.reading, _resource_of(encounter))
         sentence = self._sentence(encounter, number, f"{what}{_places(lines)}")
         example = (number_of(encounter.first.task),)
