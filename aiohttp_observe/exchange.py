@@ -259,9 +259,11 @@ class Observer(Protocol):
 
     def started(self, exchange: Exchange) -> None:
         """The request has been routed and its handler is about to run."""
+        return  # a body, so that type checkers take a subclass with one hook for whole
 
     def finished(self, exchange: Exchange) -> None:
         """The last byte has been sent, or the client has left."""
+        return
 
 
 ClientOutcome = tuple[str, str, "int | None", "int | None", "str | None"]

@@ -422,6 +422,7 @@ ACCESS = {
     "polls": 1,
     "client.address": "127.0.0.1",
     "user_agent.original": "test",
+    "http.response.body.size": 32,
 }
 MEASURED = {"timestamp", "trace_id", "span_id", "task", "duration_ms", "busy_ms", "longest_poll_ms"}
 

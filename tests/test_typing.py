@@ -44,6 +44,13 @@ if TYPE_CHECKING:
     from aiohttp_observe.tasks import Snapshot
 
 
+class Finishes(Observer):
+    """One hook is enough, also of a subclass."""
+
+    def finished(self, exchange: Exchange) -> None:
+        pass
+
+
 async def number(text: str, *, base: int = 10) -> int:
     return int(text, base)
 
@@ -104,6 +111,7 @@ async def everything(app: web.Application, request: web.Request) -> None:
     assert_type(current_exchange(), Exchange | None)
     assert_type(take_snapshot(), Snapshot)
     observer: Observer = Complete()
+    observer = Finishes()
     formatter: JsonFormatter = JsonFormatter()
     await web._run_app(app, access_log_class=AccessLogger)
     async with operation("fetch", item=7) as span:

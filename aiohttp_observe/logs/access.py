@@ -51,6 +51,7 @@ class AccessLine(Struct, omit_defaults=True):
     task: str | None = None
     client: str | None = field(name="client.address", default=None)
     agent: str | None = field(name="user_agent.original", default=None)
+    response_size: int | None = field(name="http.response.body.size", default=None)
     ready_ms: float | None = None
     waiting_ms: dict[str, float] | None = None
     messages_received: int | None = field(name="websocket.messages_received", default=None)
@@ -88,6 +89,7 @@ def access_line(epoch: float, exchange: Exchange) -> AccessLine:
         exchange.task_name,
         exchange.client_address,
         exchange.user_agent,
+        exchange.response_size if exchange.websocket is None else None,
     )
     if exchange.ready:
         line.ready_ms = _milliseconds(exchange.ready)

@@ -50,6 +50,7 @@ _TOLD_BY_MESSAGE = frozenset(
         "url.path",
         "client.address",
         "user_agent.original",
+        "http.response.body.size",
         "polls",
         "longest_poll_ms",
         "span_id",
