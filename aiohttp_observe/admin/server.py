@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import stat
@@ -19,8 +20,11 @@ from ..aside import aside
 
 __all__ = ["OwnServer"]
 
+logger = logging.getLogger("aiohttp_observe")
+
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
+_RETRY_SECONDS = 2.0
 _SHUTDOWN_SECONDS = 0.5
 """How long the pages that are being sent may go on when the service ends."""
 
@@ -44,7 +48,8 @@ class OwnServer:
     async def start(self) -> str:
         """Start it; returns the console's URL, or the path of its socket.
 
-        Raises ``OSError`` if it can't listen there.
+        Raises ``OSError`` if it can't listen there.  Where somebody else does, as the worker that this
+        one takes over from, it goes on trying, and logs the URL when that has left.
         """
         self._thread.start()
         return await asyncio.wait_for(asyncio.wrap_future(self._started), _START_SECONDS)
@@ -64,18 +69,39 @@ class OwnServer:
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         try:
             await runner.setup()
-            listening = _listening(self._address)
-            await web.SockSite(runner, listening).start()
+            if not await self._listen(runner):
+                return
+            await self._stopping.wait()
         except Exception as exc:
-            await runner.cleanup()
             self._started.set_exception(_explained(exc, self._address))
             return
-        self._started.set_result(_name_of(listening, self._path))
-        await self._stopping.wait()
-        await runner.cleanup()
+        finally:
+            await runner.cleanup()
         if isinstance(self._address, str):
             with suppress(OSError):
                 os.unlink(self._address)
+
+    async def _listen(self, runner: web.AppRunner) -> bool:
+        """Whether it listens, and isn't to stop before it can."""
+        while not self._stopping.is_set():
+            try:
+                listening = _listening(self._address)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+                if not self._started.done():
+                    self._started.set_exception(_explained(exc, self._address))
+            else:
+                await web.SockSite(runner, listening).start()
+                name = _name_of(listening, self._path)
+                if self._started.done():
+                    logger.info("task console at %s, which is free now", name)
+                else:
+                    self._started.set_result(name)
+                return True
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _RETRY_SECONDS)
+        return False
 
 
 def _explained(exc: Exception, address: tuple[str, int] | str) -> Exception:
@@ -87,7 +113,8 @@ def _explained(exc: Exception, address: tuple[str, int] | str) -> Exception:
         )
     taken = f"port {address[1]} is taken" if exc.errno == errno.EADDRINUSE else f"port {address[1]}: {exc}"
     return OSError(
-        f"{taken}: choose another with Admin(port=...), or Admin(unix_socket=...) for several workers"
+        f"{taken}, and tried again until it is free: choose another with Admin(port=...), "
+        "or Admin(unix_socket=...) for several workers"
     )
 
 

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Metrics, setup_observability
-from tests.service import Service, free_port, run_python, serving
+from tests.service import Service, free_port, run_python, serving, until
 
 Fetched = tuple[int, str]
 
@@ -158,6 +158,21 @@ async def test_a_service_whose_port_for_it_is_taken_runs_without(caplog: pytest.
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert f"port {port} is taken" in record.getMessage()
     assert "Admin(port=...)" in record.getMessage()
+
+
+async def test_a_port_that_becomes_free_is_taken(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker takes over from one that still has it: gunicorn's reload starts the new one first."""
+    monkeypatch.setattr("aiohttp_observe.admin.server._RETRY_SECONDS", 0.1)
+    caplog.set_level(logging.INFO, "aiohttp_observe")
+    old = application(Admin(port=(port := free_port())))
+    async with AsyncExitStack() as stack:
+        async with serving(old):
+            await stack.enter_async_context(serving(application(Admin(port=port))))
+            assert f"port {port} is taken" in caplog.text
+        await until(lambda: "which is free now" in caplog.text, "the port")
+        assert (await asyncio.to_thread(get, port, "/_tasks"))[0] == 200
 
 
 async def test_another_process_that_still_serves_keeps_its_socket(
