@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import OBSERVABILITY, Metrics, setup_observability
 from aiohttp_observe.documents import Documents
 from aiohttp_observe.incidents import Block, Cause
 from aiohttp_observe.tasks import Frame, number_of
-from tests.service import serving
+from tests.service import serving, until
 from tests.tasks.scenes import suspended
 
 
@@ -92,6 +93,44 @@ async def test_one_that_no_request_caused_names_the_task() -> None:
     async with documents() as shown:
         shown._incidents.blocked(block(2.0, request=None, frame=None))
         assert shown.snapshot().verdict == ("the loop was blocked for 2 s, 40 s ago by task Task-7",)
+
+
+async def test_streams_and_websockets_that_wait_for_news_are_nothing_to_tell() -> None:
+    news = asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await news.wait()
+        return response
+
+    async def push(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await news.wait()
+        return socket
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        await news.wait()
+        return web.Response()
+
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    for handler in (stream, push, late):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    client = TestClient(TestServer(app))
+    async with client:
+        shown = app[OBSERVABILITY].documents
+        for _ in range(12):
+            await client.get("/stream")
+            await client.ws_connect("/push")
+        assert shown.snapshot().verdict == ()
+        calls = [asyncio.create_task(client.get("/late")) for _ in range(12)]
+        await until(lambda: "12 of 36" in "".join(shown.snapshot().verdict), "those who come late")
+        (sentence,) = shown.snapshot().verdict
+        news.set()
+        await asyncio.gather(*calls)
+    assert sentence.startswith("12 of 36 requests wait for Event.wait at test_documents.py:")
 
 
 class TestMatching:

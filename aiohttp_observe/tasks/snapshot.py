@@ -28,6 +28,8 @@ _SLICE = 200
 """Tasks looked at, or put into words, before the loop has a turn."""
 
 _MOST_STUCK = 200
+_MOST_TOLD = 100
+"""Resources of which the verdict tells."""
 
 _imported = perf_counter()
 
@@ -149,7 +151,8 @@ class _Picture:
             del tasks[-_SLICE:]
             yield
         chosen, self._chosen = deque(self._best()), []
-        self._resources = self._look.meetings.resources(self._selection.limit)
+        # The verdict is the same however few are shown.
+        self._resources = self._look.meetings.resources(max(self._selection.limit, _MOST_TOLD))
         self._circumstances.conclude(self._resources)
         yield
         self._deadlocks = yield from self._look.meetings.deadlocks()
@@ -179,7 +182,7 @@ class _Picture:
             loop=self._loop_state,
             summary=groups.summary(),
             tasks=tuple(self._rows),
-            resources=resources,
+            resources=resources[: self._selection.limit],
             deadlocks=deadlocks,
             findings=findings(
                 self._loop_state,

@@ -130,8 +130,10 @@ class _Verdict:
     def full(self, executor: Any) -> Iterator[Finding]:
         """The threads of the loop's default executor, if calls wait for one and not just for a moment."""
         threads, waiting = _load_of(executor)
+        if not waiting:
+            return
         crowds = [crowd for crowd in self._groups.crowds() if _waits_in(crowd, _BY_THREADS)]
-        if waiting and (waiting >= threads or any(map(_is_lasting, crowds))):
+        if waiting >= threads or any(map(_is_lasting, crowds)):
             yield Finding(
                 f"the loop's default executor is full: {threads} of {counted(threads, 'thread')} "
                 f"{'is' if threads == 1 else 'are'} at work, "

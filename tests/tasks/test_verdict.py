@@ -556,6 +556,13 @@ async def test_the_filters_choose_tasks_not_findings() -> None:
         assert [finding.kind for finding in findings(coro="nothing")] == ["held"]
 
 
+async def test_however_few_are_shown_it_is_of_all_resources() -> None:
+    async with requests_at_a_lock(10, asyncio.Lock()), requests_at_a_lock(11, asyncio.Lock()):
+        snapshot = take_snapshot(limit=1)
+    assert [finding.kind for finding in snapshot.findings] == ["held", "held"]
+    assert len(snapshot.resources) == 1
+
+
 class TestDocuments:
     async def test_findings_are_plain_and_lead_to_their_evidence(self) -> None:
         async with requests_at_a_lock(10, asyncio.Lock()) as (holder, *_):
