@@ -34,6 +34,8 @@ Behind them:
 ``flood``              when a line comes too often
 ``options``            checks of options
 ``redaction``          what must not be shown
+``records``            log records of our own
+``turns``              how soon a thread lets others have a turn
 ``texts``              names, bytes and moments as they are shown
 ``jsonpieces``         JSON in pieces, between which a loop can have a turn
 ``forks``              what begins anew in a forked child
@@ -52,7 +54,7 @@ from .logs import AccessLogger, JsonFormatter, Logs, bind, bound, log_context
 from .loopwatch import LoopWatch
 from .metrics import Metrics, timeit
 from .plugin import OBSERVABILITY, Observability, setup_observability
-from .tasks import Tasks, take_snapshot
+from .tasks import Tasks, register_wait_kind, take_snapshot
 from .tracing import Tracing, operation
 
 __version__ = "0.1.0"
@@ -81,6 +83,7 @@ __all__ = [
     "current_exchange",
     "log_context",
     "operation",
+    "register_wait_kind",
     "request_id",
     "setup_observability",
     "spawn",

@@ -33,7 +33,6 @@ __all__ = ["CLIENT_SESSION", "Client", "client_session", "client_trace_config"]
 CLIENT_SESSION: web.AppKey[aiohttp.ClientSession] = web.AppKey("CLIENT_SESSION", aiohttp.ClientSession)
 """The application's shared instrumented session, open from start-up to clean-up."""
 
-_SETTINGS: web.AppKey[_Settings]
 _REQUEST_ID_HEADER = "X-Request-ID"
 _MOST_CAUSES = 5
 

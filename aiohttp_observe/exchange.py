@@ -9,7 +9,7 @@ stands above them, and asks the scope's tracer itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from random import Random
 from types import MappingProxyType
@@ -35,6 +35,7 @@ __all__ = [
     "Scope",
     "SpanIds",
     "Step",
+    "Tracer",
     "Websocket",
     "current_exchange",
     "current_scope",
@@ -307,13 +308,36 @@ class Meter:
         pass
 
 
+class Tracer(Protocol):
+    """What the tracing room offers to the others; without OpenTelemetry's types, which only that room knows.
+
+    ``outbound`` traces outbound calls.
+    """
+
+    outbound: Any
+
+    def current(self) -> SpanIds | None:
+        """The ids of the span that is current in the calling context."""
+
+    def start(self, name: str, attributes: Mapping[str, Any]) -> Any:
+        """Start a span in the calling context."""
+
+    def detach(self, how: str) -> None:
+        """In a new task's context: ``link`` its traces to where it is from, or ``none``; ``child`` stays."""
+
+    def stalled(self, seconds: float, culprit: str | None, victims: Iterable[Exchange]) -> None:
+        """Requests were kept waiting, by the request ``culprit``; on the loop."""
+
+    def blocked(self, block: Any) -> None:
+        """A `Block` by a request has ended; in any thread."""
+
+
 class Scope:
     """What one application's pillars offer to code that runs in its requests and tasks.
 
     ``stalled_since`` tells since when the loop hasn't turned, if it hasn't, and ``held`` hears who
     has held it for how many seconds (see `LoopMonitor`).
-    ``tracer`` is an OpenTelemetry tracer, typed loosely because only the tracing room may
-    know that library; ``None`` when that pillar is off.  ``background`` are the spawned tasks,
+    ``tracer`` is ``None`` when that pillar is off.  ``background`` are the spawned tasks,
     ``elsewhere`` those that others run with `supervised`, ``workers`` what `workers_of` reads.
     """
 
@@ -323,7 +347,7 @@ class Scope:
         self.meter = Meter()
         self.stalled_since: Callable[[float], float | None] | None = None
         self.held: Callable[[Exchange, float], None] | None = None
-        self.tracer: Any = None
+        self.tracer: Tracer | None = None
         self.background: set[Any] = set()
         self.elsewhere: WeakSet[Any] = WeakSet()
         self.workers: list[Any] = []

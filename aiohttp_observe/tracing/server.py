@@ -36,7 +36,7 @@ from .instrumentor import is_within_instrumentor
 from .outbound import ClientTracer
 from .provider import CARRIED, LINK, OwnProvider, get_tracer, global_provider
 from .serverspan import Borrowed, RequestSpan, starter
-from .span import NOTHING, fail
+from .span import NOTHING
 from .variables import HeaderCapture, excluded_urls
 
 __all__ = ["ServerTracer"]
@@ -175,10 +175,6 @@ class ServerTracer:
 
     def start(self, name: str, attributes: Mapping[str, Any]) -> Span:
         return self._tracer.start_span(name, attributes=attributes)
-
-    def fail(self, span: Span, exc: BaseException) -> None:
-        """Mark a span as failed, and record why."""
-        fail(span, exc)
 
     def detach(self, how: str) -> None:
         """In a new task's context: ``link`` or ``none`` its traces to where it came from; ``child`` stays."""
