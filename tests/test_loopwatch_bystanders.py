@@ -29,8 +29,9 @@ class Tracer:
 
 
 def tracer_of(scope: Scope) -> Tracer:
-    assert isinstance(scope.tracer, Tracer)
-    return scope.tracer
+    tracer: Any = scope.tracer
+    assert type(tracer) is Tracer
+    return tracer
 
 
 @pytest.fixture
