@@ -72,7 +72,8 @@ def _in_turn(make: Make) -> Make:
     """Have each loop make one of the costly documents at a time.
 
     Several at once would hold it, from one of its turns to the next, for as many times as long,
-    and take as many times the memory.
+    and take as many times the memory.  The live page's picture waits for none: it is small, one
+    for all pages, and made the less often the longer it takes.
     """
 
     @wraps(make)
@@ -147,7 +148,6 @@ class Documents:
         snapshot = await self._snapshot(**filters)
         return await _joined(json_pieces(snapshot))
 
-    @_in_turn
     async def picture(self, *, allow_cancel: bool, **filters: Any) -> str:
         snapshot = await self._snapshot(**filters)
         work = {

@@ -194,7 +194,6 @@ class TestInTurn:
             shown.__class__ = Slow
             made = [
                 *(shown.tasks() for _ in range(5)),
-                shown.picture(allow_cancel=False),
                 shown.groups(),
                 shown.tree(),
                 shown.tree_text(),
@@ -211,6 +210,10 @@ class TestInTurn:
             first.cancel()
             second.cancel()
             assert await asyncio.wait_for(third, 10)
+
+    async def test_the_live_page_waits_for_none_of_them(self) -> None:
+        async with documents() as shown, shown.turn():
+            assert await asyncio.wait_for(shown.picture(allow_cancel=False), 10)
 
     async def test_another_loop_has_a_turn_of_its_own(self) -> None:
         async with documents() as shown, shown.turn():
