@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aiohttp_observe.incidents import Block, Cause, Incidents
-from aiohttp_observe.tasks import Frame, own_line
+from aiohttp_observe.tasks import Frame, line_to_name
 
 LINE = Frame("/srv/report.py", 88, "render")
 CAUSE = Cause("cpu", "high", "the loop's thread was on a CPU for 0.20 of 0.20 s")
@@ -199,5 +199,6 @@ def test_a_finalizer_may_tell_in_the_middle_of_it(incidents: Incidents) -> None:
 
 def test_the_services_own_line_is_not_a_librarys() -> None:
     stack = [Frame(json.__file__, 1, "dumps"), Frame(pytest.__file__, 2, "raises"), LINE]
-    assert own_line(stack) == LINE
-    assert own_line(stack[:2]) is None
+    assert line_to_name(stack) == LINE
+    assert line_to_name(stack[:2]) == stack[0]
+    assert line_to_name(()) is None

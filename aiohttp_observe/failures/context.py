@@ -7,7 +7,7 @@ from traceback import walk_tb
 from typing import Any
 
 from ..exchange import CURRENT, Exchange, current_exchange
-from ..tasks import birth_of, exchange_of, own_line
+from ..tasks import birth_of, exchange_of, line_to_name
 from ..tasks.model import Frame
 
 __all__ = ["birthplace", "born_in", "is_supervised", "kind_of", "raised_in", "task_of"]
@@ -60,7 +60,7 @@ def raised_in(exc: BaseException | None) -> Frame | None:
         Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
         for frame, line in walk_tb(exc.__traceback__)
     ]
-    return own_line(reversed(stack)) or next(reversed(stack), None)
+    return line_to_name(stack[::-1])
 
 
 def birthplace(task: asyncio.Task[Any]) -> Frame | None:

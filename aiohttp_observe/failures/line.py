@@ -12,7 +12,7 @@ from typing import Any
 from ..exchange import Exchange
 from ..flood import OTHERS, Flood
 from ..records import log
-from ..tasks import coro_of, own_line
+from ..tasks import coro_of, line_to_name
 from ..tasks.model import Frame
 from ..texts import qualified_name
 from .context import birthplace, kind_of, raised_in, task_of
@@ -76,7 +76,7 @@ def log_never_awaited(coro: Any, dropped_in: FrameType, exchange: Exchange | Non
 def made_at(coro: Any) -> Frame | None:
     """The line that made a coroutine, if `sys.set_coroutine_origin_tracking_depth` had it remembered."""
     origin = [Frame(*place) for place in getattr(coro, "cr_origin", None) or ()]
-    return own_line(origin) or next(iter(origin), None)
+    return line_to_name(origin)
 
 
 def tell_left_out(*, at_once: bool = False) -> None:

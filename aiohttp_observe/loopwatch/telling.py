@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import PurePath
 from typing import Any, Protocol, TypeVar
 
 from ..exchange import Meter
@@ -76,7 +75,7 @@ def _seen(block: Block, frame: Frame, seen: Sightings) -> str:
         by = "many tasks" if seen.by_many else "a callback"
     request = "" if block.request is None else f", {block.request}"
     share = f", seen there for {seen.there:.2f} of {seen.seconds:.2f} s" if seen.there < seen.seconds else ""
-    return f"in {frame.function} ({PurePath(frame.file).name}:{frame.line}) by {by}{request}{share}"
+    return f"in {frame.function} ({frame.short}) by {by}{request}{share}"
 
 
 def _unseen(block: Block) -> str:

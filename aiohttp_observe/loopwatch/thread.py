@@ -18,7 +18,7 @@ from typing import Any
 from ..exchange import Exchange
 from ..incidents import SpanPlace
 from ..tasks.model import Frame
-from ..tasks.places import own_line, place_of
+from ..tasks.places import line_to_name, place_of
 from ..tasks.threads import caller_of, innermost_frames
 from ..tasks.tracker import exchange_of, number_of, title_of
 from . import pulse
@@ -162,7 +162,7 @@ def _sighting(
 ) -> Sighting:
     span = None if exchange is None else exchange.span
     return Sighting(
-        place=own_line(stack) or next(iter(stack), None),
+        place=line_to_name(stack),
         task=None if task is None else number_of(task),
         task_name=None if task is None else title_of(task),
         request=None if exchange is None else f"{exchange.method} {exchange.route}",

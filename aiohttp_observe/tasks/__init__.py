@@ -55,7 +55,7 @@ from .model import (
     TaskInfo,
     Wait,
 )
-from .places import count_as_own, own_line
+from .places import count_as_own, line_to_name
 from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
 from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
@@ -108,10 +108,10 @@ __all__ = [
     "innermost_frames",
     "is_forgotten",
     "json_pieces",
+    "line_to_name",
     "name_operation",
     "note_contention",
     "number_of",
-    "own_line",
     "register_wait_kind",
     "resources_to_dict",
     "snapshot_without_blocking",

@@ -8,6 +8,7 @@ which take six times as long to make if they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 
 __all__ = [
     "Blocked",
@@ -33,6 +34,11 @@ class Frame:
     file: str
     line: int
     function: str
+
+    @property
+    def short(self) -> str:
+        """``db.py:31``."""
+        return f"{PurePath(self.file).name}:{self.line}"
 
 
 @dataclass(slots=True)

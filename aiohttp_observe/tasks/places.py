@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import PurePath
 from types import CodeType
 
 from .model import Frame
 
-__all__ = ["Places", "count_as_own", "is_library", "own_line", "place_of"]
+__all__ = ["Places", "count_as_own", "is_library", "line_to_name", "place_of"]
 
 _INSIDE = (
     "<frozen ",
@@ -51,9 +51,10 @@ class Places:
         return known[0]
 
 
-def own_line(stack: Iterable[Frame]) -> Frame | None:
-    """The innermost of the service's own lines, of a stack that is innermost first."""
-    return next((frame for frame in stack if not is_library(frame.file)), None)
+def line_to_name(stack: Sequence[Frame]) -> Frame | None:
+    """The innermost of the service's own lines, else of all, of a stack that is innermost first."""
+    own = (frame for frame in stack if not is_library(frame.file))
+    return next(own, None) or next(iter(stack), None)
 
 
 def is_library(file: str) -> bool:

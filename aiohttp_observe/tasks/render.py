@@ -9,7 +9,7 @@ from typing import Any
 
 from ..jsonpieces import encode, listed
 from .model import LoopState, Resource, Snapshot, TaskInfo, Wait
-from .places import own_line
+from .places import line_to_name
 
 __all__ = ["findings_to_dict", "json_pieces", "resources_to_dict", "to_dict", "to_json"]
 
@@ -68,7 +68,7 @@ def resources_to_dict(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _named(task: TaskInfo) -> dict[str, Any]:
-    frame = own_line(task.frames) or next(iter(task.frames), None)
+    frame = line_to_name(task.frames)
     return {
         "name": task.name,
         "coro": task.coro,

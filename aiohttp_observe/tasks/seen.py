@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..exchange import Exchange
 from .chain import Chain, running_places
 from .model import Frame
-from .places import own_line, place_of
+from .places import line_to_name, place_of
 from .resources import Meetings
 from .stacks import Reading, Stacks, read_wait
 from .timers import within_reach_of_timers
@@ -62,8 +62,9 @@ class Look:
         exchange = exchange_of(task)
         age = age_of(task, self._now)
         if task is self._running and (frames := self._running_frames(task)):
-            line = own_line(frames) or frames[0]
-            return Seen(task, "running", coro_of(task), frames, line, None, age, exchange, None)
+            return Seen(
+                task, "running", coro_of(task), frames, line_to_name(frames), None, age, exchange, None
+            )
         try:
             chain = Chain(task, is_made_by_wait_for)
             stack = self._stacks.of(chain)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
 from typing import Any
 
 from ..jsonpieces import encode, listed
 from .model import Frame, Resource, Served, Snapshot, TaskInfo
-from .places import own_line
+from .places import line_to_name
 
 __all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text"]
 
@@ -63,7 +62,7 @@ def tree_of(snapshot: Snapshot) -> Tree:
 
 
 def _node(task: TaskInfo) -> Node:
-    frame = own_line(task.frames) or next(iter(task.frames), None)
+    frame = line_to_name(task.frames)
     kind = None if task.wait is None else task.wait.kind
     return Node(task.id, task.name, task.coro, task.state, kind, frame, task.age_seconds, task.request)
 
@@ -161,5 +160,5 @@ def _title(node: Node) -> str:
 
 def _facts(node: Node) -> str:
     age = "" if node.age_seconds is None else f", {node.age_seconds:.1f} s old"
-    place = "" if node.frame is None else f" at {PurePath(node.frame.file).name}:{node.frame.line}"
+    place = "" if node.frame is None else f" at {node.frame.short}"
     return f" {node.coro}: {node.wait or node.state}{place}{age}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from pathlib import PurePath
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..texts import counted
 from .groups import Crowd, Encounter, Groups
 from .growth import Growing
 from .model import Blocked, Finding, Frame, LoopState, Resource
-from .places import own_line
+from .places import line_to_name
 from .resources import Meetings, state_of
 from .stacks import Reading
 from .suspension import outbound_call
@@ -76,8 +75,8 @@ def findings(
 def _blocked(blocked: Blocked | None, running: asyncio.Task[Any] | None) -> Iterator[Finding]:
     if blocked is None:
         return
-    frame = blocked.frame or own_line(blocked.stack) or next(iter(blocked.stack), None)
-    place = "" if frame is None else f" in {_short(frame)}"
+    frame = blocked.frame or line_to_name(blocked.stack)
+    place = "" if frame is None else f" in {frame.short}"
     sentence = f"the loop has been blocked for {_seconds(blocked.seconds)} s{place}{_by(blocked, running)}"
     yield Finding(sentence, "blocked", () if blocked.task is None else (blocked.task,), frame=frame)
 
@@ -95,7 +94,7 @@ def _by(blocked: Blocked, running: asyncio.Task[Any] | None) -> str:
 
 def was_blocked(seconds: float, ago: float, frame: Frame | None, by: str | None) -> Finding:
     """A block that was over ``ago`` seconds ago, at ``frame`` and by whom, as far as that was seen."""
-    place = "" if frame is None else f", in {frame.function} ({_short(frame)})"
+    place = "" if frame is None else f", in {frame.function} ({frame.short})"
     who = f" by {by}" if by else ""
     unseen = "" if place or who else ", nobody saw by what"
     sentence = f"the loop was blocked for {_seconds(seconds)} s, {_seconds(ago)} s ago{place}{who}{unseen}"
@@ -176,7 +175,7 @@ class _Verdict:
 
     def _crowd(self, crowd: Crowd, number: int) -> Finding:
         detail = "" if crowd.first.reading is None else crowd.first.reading.detail
-        place = "" if crowd.line is None else f" at {_short(crowd.line)}"
+        place = "" if crowd.line is None else f" at {crowd.line.short}"
         sentence = self._sentence(crowd, number, f"{detail}{place}")
         return Finding(sentence, "crowd", (number_of(crowd.first.task),), frame=crowd.line)
 
@@ -189,7 +188,7 @@ class _Verdict:
         own = sum(map(is_adopted, tasks))
         number = len(tasks)
         who = _of_all(number, self._requests) if own == number else counted(number, "task")
-        place = "" if resource.frame is None else f" at {_short(resource.frame)}"
+        place = "" if resource.frame is None else f" at {resource.frame.short}"
         return f"{who} {'waits' if number == 1 else 'wait'} for {resource.type}{place}"
 
     def _held_by(self, resource: Resource) -> str:
@@ -263,7 +262,7 @@ def _thing(reading: Reading | None, resource: Any) -> str:
 
 
 def _places(lines: Iterable[Frame]) -> str:
-    first, *others = [*dict.fromkeys(map(_short, lines))] or [""]
+    first, *others = [*dict.fromkeys(line.short for line in lines)] or [""]
     if not others:
         return first and f" at {first}"
     return f" at {first} and {others[0] if len(others) == 1 else f'{len(others)} other places'}"
@@ -276,7 +275,7 @@ def _left(crowd: Crowd) -> str:
 
 
 def _leak(crowd: Growing) -> Finding:
-    place = "" if crowd.line is None else f" at {_short(crowd.line)}"
+    place = "" if crowd.line is None else f" at {crowd.line.short}"
     return Finding(
         f"a leak, likely: {crowd.count} tasks of {crowd.coro} wait{place}, and ever more: "
         f"{crowd.before} were there {_seconds(crowd.seconds)} s ago",
@@ -288,10 +287,6 @@ def _leak(crowd: Growing) -> Finding:
 
 def _of_all(number: int, requests: int) -> str:
     return f"{number} of {counted(requests, 'request')}"
-
-
-def _short(frame: Frame) -> str:
-    return f"{PurePath(frame.file).name}:{frame.line}"
 
 
 def _seconds(seconds: float) -> str:
