@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from aiohttp_observe import Metrics, setup_observability
 from aiohttp_observe.metrics import MetricsPage, page
 from tests.service import PATIENCE, Service, serving
 from tests.spans import Handler
@@ -200,3 +201,20 @@ async def test_what_a_scraper_likes_is_read_as_far_as_one_would_say_it() -> None
         ):
             answer = await service.get("/metrics", headers={"Accept": accept})
             assert answer.headers["Content-Type"].startswith(kind)
+
+
+async def test_a_process_that_can_start_no_thread_says_so(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = web.Application()
+    setup_observability(app, metrics=Metrics(registry=registry), logs=None)
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serving(app) as service:
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        answer = await service.get("/metrics")
+        monkeypatch.undo()
+        assert (answer.status, answer.text[:4]) == (503, "503:")
+        assert (await service.get("/metrics")).status == 200

@@ -39,6 +39,7 @@ _SEND_SECONDS = 30.0
 _PIECE = 32_768
 _FULL = "503: too many clients haven't read their page to its end yet\n"
 _RETRY_SECONDS = "10"
+_NO_THREAD = "503: this process can't start any more threads: raise its limit of pids or memory\n"
 
 _NO_FILES = (
     "503: PROMETHEUS_MULTIPROC_DIR isn't there any more, or was emptied: "
@@ -67,7 +68,11 @@ class MetricsPage:
         if self._is_full():
             return _refusal_of_more()
         encode, content_type = self._format_for(request.headers.get("Accept", ""))
-        body = await asyncio.shield(self._encoding(encode, content_type))
+        try:
+            encoding = self._encoding(encode, content_type)
+        except RuntimeError:
+            return web.Response(status=503, text=_NO_THREAD)
+        body = await asyncio.shield(encoding)
         if self._is_full():
             return _refusal_of_more()
         # aiohttp refuses a content_type argument that carries parameters.
