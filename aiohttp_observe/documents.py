@@ -290,6 +290,8 @@ def _was_blocked(block: Block | None) -> Iterator[Finding]:
     if block is None:
         return
     by = block.request or (block.task_name and f"task {block.task_name}")
+    if block.frame is None and block.cause.kind == "gil":
+        by = "another thread, which kept the interpreter lock"
     yield was_blocked(block.seconds, max(perf_counter() - block.ended, 0.0), block.frame, by)
 
 

@@ -95,6 +95,14 @@ async def test_one_that_no_request_caused_names_the_task() -> None:
         assert shown.snapshot().verdict == ("the loop was blocked for 2 s, 40 s ago by task Task-7",)
 
 
+async def test_one_by_another_thread_says_so() -> None:
+    nobody = {"request": None, "frame": None, "task_name": None, "task": None}
+    async with documents() as shown:
+        shown._incidents.blocked(block(2.0, **nobody, cause=Cause("gil", "high", "measured")))
+        (told,) = shown.snapshot().verdict
+    assert told.endswith("40 s ago by another thread, which kept the interpreter lock")
+
+
 async def test_streams_and_websockets_that_wait_for_news_are_nothing_to_tell() -> None:
     news = asyncio.Event()
 
