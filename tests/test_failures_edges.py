@@ -453,7 +453,7 @@ assert threading.excepthook is threading.__excepthook__
 
 
 EAGER = """
-import asyncio
+import asyncio, gc
 from aiohttp import ClientSession, web
 from aiohttp_observe import setup_observability
 
@@ -476,6 +476,7 @@ async def main():
         for _ in range(3):
             async with session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/") as response:
                 assert response.status == 200
+    gc.collect()
     await runner.cleanup()
 
 asyncio.run(main())

@@ -429,16 +429,26 @@ def test_a_stretch_below_the_threshold_is_not_told(
 def test_another_thread_that_keeps_the_interpreter_lock_is_told_as_such(
     watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing on the loop is to blame, but it stood still: that is no secret."""
-    watched(lambda: asyncio.to_thread(keep_the_lock))
-    record = the_line(caplog)
-    (seconds,) = numbers.blocks
-    assert seconds == pytest.approx(max(numbers.lags), abs=0.05)
+    """Nothing on the loop is to blame, but it stood still: that is no secret.
+
+    On a crowded machine that thread may get too little of a CPU to be blamed for it, now and then.
+    """
+
+    async def main() -> None:
+        deadline = time.perf_counter() + PATIENCE
+        while not told(caplog) and time.perf_counter() < deadline:
+            await asyncio.to_thread(keep_the_lock)
+            await turn(numbers)
+
+    watched(main)
+    record: Any = told(caplog)[0]
     assert re.fullmatch(
         r"event loop blocked for \d\.\d\d s by another thread, which kept the interpreter lock",
         record.getMessage(),
     )
     assert record.cause == "gil"
+    assert numbers.blocks[0] * 1000 == pytest.approx(record.blocked_ms, abs=0.1)
+    assert numbers.blocks[0] <= max(numbers.lags) + 0.05
     assert not {"task", "request_id", "code.function.name"} & vars(record).keys()
 
 

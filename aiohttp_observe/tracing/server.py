@@ -228,10 +228,9 @@ _LONGEST_BAGGAGE = 8192
 _LONGEST_MEMBER = 4096
 _MOST_MEMBERS = 180
 """The limits of OpenTelemetry's own propagator."""
-_KEY = r"[ \t]*[\w!#$%&'*+.^`|~-]+[ \t]*"
-_VALUE = r"[ \t]*[!#-+\--:<-\[\]-~]*[ \t]*"
-_is_member = re.compile(rf"{_KEY}={_VALUE}(?:;{_KEY}(?:={_VALUE})?)*", re.ASCII).fullmatch
-"""By the grammar of https://www.w3.org/TR/baggage/."""
+_is_token = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch
+_is_value = re.compile(r"[!#-+\--:<-\[\]-~]*").fullmatch
+_BLANK = " \t"
 
 
 class _AsciiGetter(Getter[Any]):
@@ -256,6 +255,17 @@ def _well_formed(header: str) -> str:
         return ""
     members = [each for each in header.split(",") if len(each) <= _LONGEST_MEMBER and _is_member(each)]
     return ",".join(members[:_MOST_MEMBERS])
+
+
+def _is_member(text: str) -> bool:
+    """By the grammar of https://www.w3.org/TR/baggage/."""
+    entry, *properties = text.split(";")
+    return "=" in entry and all(map(_is_property, [entry, *properties]))
+
+
+def _is_property(text: str) -> bool:
+    key, _, value = text.partition("=")
+    return bool(_is_token(key.strip(_BLANK)) and _is_value(value.strip(_BLANK)))
 
 
 def _extract(request: web.BaseRequest) -> Context:
