@@ -162,10 +162,10 @@ async def test_one_format_is_encoded_at_a_time() -> None:
     registry, slow = CollectorRegistry(), Slow()
     registry.register(slow)
     async with served(registry) as service:
-        formats = [f"application/openmetrics-text; version=1.0.{number}" for number in range(4)]
+        formats = ["text/plain", "application/openmetrics-text; version=1.0.0"]
         asked = (service.get("/metrics", headers={"Accept": accept}) for accept in formats)
         answers = await asyncio.gather(*asked)
-    assert len({answer.headers["Content-Type"] for answer in answers}) == 4
+    assert len({answer.headers["Content-Type"] for answer in answers}) == 2
     assert slow.most == 1
 
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -253,19 +254,15 @@ def _well_formed(header: str) -> str:
     """What a propagator reads of it; of the rest it would log a line each, which anybody may send."""
     if len(header) > _LONGEST_BAGGAGE:
         return ""
-    members = [each for each in header.split(",") if len(each) <= _LONGEST_MEMBER and _is_member(each)]
-    return ",".join(members[:_MOST_MEMBERS])
+    members = (_member(each) for each in header.split(",") if len(each) <= _LONGEST_MEMBER)
+    return ",".join(islice(filter(None, members), _MOST_MEMBERS))
 
 
-def _is_member(text: str) -> bool:
-    """By the grammar of https://www.w3.org/TR/baggage/."""
-    entry, *properties = text.split(";")
-    return "=" in entry and all(map(_is_property, [entry, *properties]))
-
-
-def _is_property(text: str) -> bool:
-    key, _, value = text.partition("=")
-    return bool(_is_token(key.strip(_BLANK)) and _is_value(value.strip(_BLANK)))
+def _member(text: str) -> str:
+    """One by the grammar of https://www.w3.org/TR/baggage/, without its blanks; else nothing."""
+    parts = [[each.strip(_BLANK) for each in part.partition("=")] for part in text.split(";")]
+    is_some = "=" in parts[0] and all(_is_token(key) and _is_value(value) for key, _, value in parts)
+    return ";".join(map("".join, parts)) if is_some else ""
 
 
 def _extract(request: web.BaseRequest) -> Context:
