@@ -19,7 +19,7 @@ from .bundles import Bundles
 from .exchange import Exchange
 from .flightrecorder import FlightRecorder
 from .history import History
-from .incidents import Block, Incidents
+from .incidents import LONG_BLOCK_SECONDS, Block, Incidents
 from .jsonpieces import encode
 from .loopwatch import LoopMonitor
 from .middleware import Recorder
@@ -34,6 +34,7 @@ from .tasks import (
     findings_to_dict,
     is_forgotten,
     json_pieces,
+    matching_tasks,
     note_contention,
     number_of,
     resources_to_dict,
@@ -43,9 +44,8 @@ from .tasks import (
     tree_of,
     tree_pieces,
     waits_for,
+    was_blocked,
 )
-from .tasks.snapshot import matching_tasks
-from .tasks.verdict import was_blocked
 
 __all__ = ["Documents"]
 
@@ -54,8 +54,6 @@ _FRAMES = 20
 _LINES = 200
 _CANCELLED_AT_ONCE = 200
 _MOST_IN_BUNDLE = 500
-_LONG_BLOCK_SECONDS = 1.0
-"""Of a block of which a bundle is kept."""
 _BUNDLE_INTERVAL = 60.0
 """Seconds from one of those bundles to the next."""
 _MOST_FINDINGS = 10
@@ -208,11 +206,11 @@ class Documents:
     def blocked(self, block: Block) -> None:
         """Keep a bundle of what a long block leaves behind; called in any thread."""
         loop, now = self._loop, perf_counter()
-        if loop is None or block.seconds < _LONG_BLOCK_SECONDS or now - self._bundled < _BUNDLE_INTERVAL:
+        if loop is None or block.seconds < LONG_BLOCK_SECONDS or now - self._bundled < _BUNDLE_INTERVAL:
             return
         self._bundled = now
         frame = block.frame
-        where = f"by {block.request or 'a line unseen'}" if frame is None else f"in {frame.file}:{frame.line}"
+        where = f"by {block.culprit or 'a line unseen'}" if frame is None else f"in {frame.file}:{frame.line}"
         reason = f"the loop was blocked for {block.seconds:.1f} s {where}"
         with suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(self._bundle_soon, reason)
@@ -289,10 +287,7 @@ def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
 def _was_blocked(block: Block | None) -> Iterator[Finding]:
     if block is None:
         return
-    by = block.request or (block.task_name and f"task {block.task_name}")
-    if block.frame is None and block.cause.kind == "gil":
-        by = "another thread, which kept the interpreter lock"
-    yield was_blocked(block.seconds, max(perf_counter() - block.ended, 0.0), block.frame, by)
+    yield was_blocked(block.seconds, max(perf_counter() - block.ended, 0.0), block.frame, block.culprit)
 
 
 def _failing(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:

@@ -17,13 +17,13 @@ from .exchange import taken
 from .tasks.model import Frame
 from .texts import timestamp
 
-__all__ = ["Block", "Cause", "Incidents", "SpanPlace"]
+__all__ = ["LONG_BLOCK_SECONDS", "Block", "Cause", "Incidents", "SpanPlace"]
 
 _MOST = 200
 """Lines, and kinds of failure, that are kept."""
 _MOST_VICTIMS = 20
-_LONG_SECONDS = 1.0
-"""Of a block that is told in the verdict, for `_RECENT_SECONDS` after its end."""
+LONG_BLOCK_SECONDS = 1.0
+"""Of a block of which a bundle is kept, and that the verdict tells for `_RECENT_SECONDS` after its end."""
 _RECENT_SECONDS = 300.0
 
 _Culprit = Frame | str | None
@@ -90,6 +90,15 @@ class Block:
     def ended(self) -> float:
         """When, `time.perf_counter` seconds."""
         return self.started + self.seconds
+
+    @property
+    def culprit(self) -> str | None:
+        """The request, task or thread that held the loop, in words; ``None`` if nobody knows."""
+        if self.request is not None or self.task_name is not None:
+            return self.request or f"task {self.task_name}"
+        if self.frame is None and self.cause.kind == "gil":
+            return "another thread, which kept the interpreter lock"
+        return None
 
     @property
     def place(self) -> dict[str, str | int]:
@@ -160,7 +169,7 @@ class Incidents:
 
     def _add_block(self, block: Block, example: dict[str, Any]) -> None:
         self._blocked.use(block.frame or block.request).add(block, example)
-        if block.seconds >= _LONG_SECONDS:
+        if block.seconds >= LONG_BLOCK_SECONDS:
             self._forget_old(perf_counter())
             while self._long and self._long[-1].seconds <= block.seconds:
                 self._long.pop()

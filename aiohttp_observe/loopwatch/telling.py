@@ -79,10 +79,10 @@ def _seen(block: Block, frame: Frame, seen: Sightings) -> str:
 
 
 def _unseen(block: Block) -> str:
-    if block.cause.kind == "gil":
-        return "by another thread, which kept the interpreter lock"
-    by = "" if block.request is None else f"by {block.request}, "
-    return f"{by}in a line that nobody saw: it let no thread look"
+    by = "" if block.culprit is None else f"by {block.culprit}"
+    if by and block.request is None:
+        return by
+    return f"{by and f'{by}, '}in a line that nobody saw: it let no thread look"
 
 
 def _fields(block: Block, still: bool) -> dict[str, Any]:

@@ -57,7 +57,7 @@ from .model import (
 )
 from .places import count_as_own, line_to_name
 from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
-from .snapshot import count_tasks, find_tasks, snapshot_without_blocking, take_snapshot
+from .snapshot import count_tasks, find_tasks, matching_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
 from .threads import caller_of, innermost_frames
 from .tracker import (
@@ -73,6 +73,7 @@ from .tracker import (
     title_of,
 )
 from .tree import Tree, tree_lines, tree_of, tree_pieces, tree_text
+from .verdict import was_blocked
 from .waits import register_wait_kind
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "is_forgotten",
     "json_pieces",
     "line_to_name",
+    "matching_tasks",
     "name_operation",
     "note_contention",
     "number_of",
@@ -125,5 +127,6 @@ __all__ = [
     "tree_pieces",
     "tree_text",
     "waits_for",
+    "was_blocked",
     "whereabouts",
 ]
