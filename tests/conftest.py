@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,11 @@ def _no_application_outlives_its_test() -> Iterator[None]:
     """
     yield
     _cached_build_middleware.cache_clear()
+
+
+@pytest.fixture
+def short_collections() -> Iterator[None]:
+    """Garbage is collected of the test alone: to walk the whole suite's objects blocks a loop itself."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -19,6 +19,8 @@ from aiohttp_observe.exchange import Meter
 from aiohttp_observe.loopwatch import LoopMonitor
 from tests.service import serving, until
 
+pytestmark = pytest.mark.usefixtures("short_collections")
+
 THREAD = "aiohttp-observe-loop-watch"
 LOOPS = pytest.mark.parametrize(
     "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]

@@ -30,6 +30,8 @@ from aiohttp_observe.loopwatch import LoopMonitor
 from aiohttp_observe.tasks import Blocked, Frame, LoopState, adopt, number_of, take_snapshot, to_dict
 from tests.service import PATIENCE, run_python, until
 
+pytestmark = pytest.mark.usefixtures("short_collections")
+
 Main = Callable[[], Coroutine[Any, Any, None]]
 RunOnLoop = Callable[[Main], None]
 

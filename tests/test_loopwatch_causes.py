@@ -161,6 +161,7 @@ def test_the_cause_of_a_block_is_told(
     record: Any = [record for record in caplog.records if record.name == "aiohttp_observe.loopwatch"][-1]
     assert (record.cause, record.cause_confidence) == (kind, block.cause.confidence)
     assert record.cause_evidence == block.cause.evidence
+    assert (block.cause.evidence in record.getMessage()) == (kind == "gc"), "the line is not to blame for it"
 
 
 @contextmanager

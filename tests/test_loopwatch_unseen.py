@@ -15,6 +15,8 @@ from aiohttp_observe import Tracing, setup_observability
 from tests.service import serving, until
 from tests.spans import Spans, attributes
 
+pytestmark = pytest.mark.usefixtures("short_collections")
+
 MOST = 60
 """Blocks until one was seen and one was not: about half are."""
 

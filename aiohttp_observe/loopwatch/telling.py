@@ -17,6 +17,9 @@ __all__ = ["Listener", "inform", "report", "tell"]
 
 logger = logging.getLogger("aiohttp_observe.loopwatch")
 
+_NOT_OF_THE_LINE = ("throttled", "gc", "gil")
+"""Causes by which any line would have blocked that happened to run."""
+
 T = TypeVar("T")
 
 
@@ -75,7 +78,8 @@ def _seen(block: Block, frame: Frame, seen: Sightings) -> str:
         by = "many tasks" if seen.by_many else "a callback"
     request = "" if block.request is None else f", {block.request}"
     share = f", seen there for {seen.there:.2f} of {seen.seconds:.2f} s" if seen.there < seen.seconds else ""
-    return f"in {frame.function} ({frame.short}) by {by}{request}{share}"
+    why = f": {block.cause.evidence}" if block.cause.kind in _NOT_OF_THE_LINE else ""
+    return f"in {frame.function} ({frame.short}) by {by}{request}{share}{why}"
 
 
 def _unseen(block: Block) -> str:
