@@ -13,7 +13,7 @@
 ``tracing``            `Tracing`, `operation`
 ``failures``           `Failures`
 ``background``         `spawn`, `supervised`, `Worker`
-``tasks``              `Tasks`, `take_snapshot`
+``tasks``              `Tasks`, `take_snapshot`, `register_wait_kind`
 ``loopwatch``          `LoopWatch`
 ``client``             `Client`, `client_session`, `client_trace_config`, `CLIENT_SESSION`
 ``admin``              `Admin`

@@ -12,6 +12,7 @@ MOST_FRAMES = 100
 _MOST_TASKS = 100_000
 _MOST_SECONDS = 60.0
 _MOST_OF_A_NAME = 40
+_FORMATS = ("html", "json", "text")
 
 
 def _seconds(text: str) -> float:
@@ -59,6 +60,8 @@ def check_known(query: Mapping[str, str], known: Iterable[str]) -> None:
             raise ValueError(
                 f"there is no parameter {name[:_MOST_OF_A_NAME]!r} here, but there are {', '.join(names)}"
             )
+    if query.get("format", "json") not in _FORMATS:
+        raise ValueError(f"format takes {', '.join(_FORMATS)}")
 
 
 def _converted(name: str, value: str) -> Any:

@@ -240,7 +240,7 @@ def _problem(text: str, status: int) -> web.Response:
 
 def _wants_html(request: web.Request) -> bool:
     format_ = request.query.get("format")
-    if format_ in ("html", "json", "text"):
+    if format_ is not None:
         return format_ == "html"
     return _prefers_html(request.headers.get(hdrs.ACCEPT, ""))
 

@@ -182,7 +182,8 @@ class AccessLogger(AbstractAccessLogger):
     """The access line for ``web.run_app(access_log_class=AccessLogger)``.
 
     An application with observability has it in place already: there it only reports when a
-    response has been sent.  Elsewhere it writes the same line from what aiohttp tells.
+    response has been sent.  Elsewhere it writes a shorter line: the method as it was sent, route, path, status, duration,
+    client and user agent.
     """
 
     @property

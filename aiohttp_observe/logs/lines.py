@@ -308,7 +308,8 @@ class JsonFormatter(logging.Formatter):
     ``{"timestamp": RFC 3339 UTC, "level", "logger", "message"}`` and, when there is one,
     ``request_id``, ``trace_id``, ``span_id``, ``task``, the bound fields, the ``extra``
     fields, ``exception`` (``type``, ``message``, ``stacktrace``) and ``stack_info``.  A field
-    that would hide one of the line's own keys gets an underscore at its end.  Long texts are
+    that would hide one of the line's own keys gets an underscore at its end, but an ``extra``
+    one takes the place of the ids and ``task``.  Long texts are
     cut with a mark.  ``redact`` is that of `Logs`.  The other arguments are those that
     `logging.config` passes to every formatter: they are ignored.
     """

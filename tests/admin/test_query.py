@@ -32,6 +32,11 @@ async def test_an_unknown_parameter_is_named_and_those_there_are(service: Servic
     )
 
 
+async def test_an_unknown_format_is_refused_too(service: Service) -> None:
+    answer = await service.get("/_tasks?format=xml")
+    assert (answer.status, json.loads(answer.text)["error"]) == (400, "format takes html, json, text")
+
+
 async def test_not_more_than_is_needed_is_told_back(service: Service) -> None:
     answer = await service.get(f"/_tasks?{'n' * 5000}=1")
     assert answer.status == 400
