@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--limit", type=int, default=50, help="tasks to show; default 50")
     commands.add_parser("tree", help="who awaits whom, and who started whom", parents=[where])
-    commands.add_parser("dump", help="tasks, resources, tree, incidents and requests, as JSON", parents=[where])
+    commands.add_parser(
+        "dump", help="tasks, resources, tree, incidents and requests, as JSON", parents=[where]
+    )
     profile = commands.add_parser(
         "profile", help="collapsed stacks of the loop's thread, for flame graphs", parents=[where]
     )
