@@ -1,10 +1,12 @@
-"""Crowds of identical tasks that grow from look to look: most likely a leak."""
+"""Crowds of tasks of one coroutine at one line that grow from look to look: most likely a leak."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 from weakref import WeakKeyDictionary
 
@@ -45,11 +47,10 @@ class _Memory:
     def __init__(self) -> None:
         self._sizes: dict[_Key, deque[tuple[float, int]]] = {}
 
-    def note(self, crowds: list[Crowd], now: float) -> list[Growing]:
+    def note(self, crowds: Iterable[Crowd], now: float) -> list[Growing]:
         sizes, self._sizes = self._sizes, {}
         grown = []
-        for crowd in crowds[:_MOST_CROWDS]:
-            key = crowd.line, crowd.first.coro
+        for key, crowd in islice(_whatever_they_do(crowds), _MOST_CROWDS):
             seen = self._sizes[key] = sizes.get(key) or deque(maxlen=_LOOKS)
             if seen and crowd.count < seen[-1][1]:
                 seen.clear()
@@ -66,10 +67,18 @@ class _Memory:
         return grown
 
 
+def _whatever_they_do(crowds: Iterable[Crowd]) -> Iterator[tuple[_Key, Crowd]]:
+    """The crowds of one coroutine at one line, as one: each look finds others of its tasks ready or waiting."""
+    alike: dict[_Key, list[Crowd]] = {}
+    for crowd in crowds:
+        alike.setdefault((crowd.line, crowd.first.coro), []).append(crowd)
+    return ((key, Crowd.of(some)) for key, some in alike.items())
+
+
 _memories: WeakKeyDictionary[asyncio.AbstractEventLoop, _Memory] = WeakKeyDictionary()
 
 
 def grown(loop: asyncio.AbstractEventLoop, groups: Groups, now: float | None = None) -> list[Growing]:
-    """Take in a look at all tasks of ``loop``; the crowds that have grown all the time."""
+    """Take in a look at all tasks of ``loop``; returns the crowds that have grown all the time."""
     memory = _memories.setdefault(loop, _Memory())
     return memory.note(groups.crowds(), perf_counter() if now is None else now)

@@ -21,6 +21,11 @@ async def forgotten() -> None:
     await asyncio.get_running_loop().create_future()
 
 
+async def polling() -> None:
+    while True:
+        await asyncio.sleep(0.05)
+
+
 async def looked_at(looks: Sequence[tuple[float, int]]) -> list[Growing]:
     """What is told at the last of these looks: each at a time (s), with so many tasks."""
     loop = asyncio.get_running_loop()
@@ -61,6 +66,22 @@ async def test_is_none_where(looks: Sequence[tuple[float, int]], why: str) -> No
 async def test_it_begins_anew_after_it_shrank() -> None:
     (crowd,) = await looked_at([(0, 90), (20, 40), (40, 60), (60, 80)])
     assert (crowd.before, crowd.seconds) == (40, 40)
+
+
+async def test_pollers_are_one_crowd_whether_they_wait_or_are_about_to_go_on() -> None:
+    loop, told = asyncio.get_running_loop(), list[Growing]()
+    # At each look some are about to go on, now more and now fewer.
+    for now, waiting, ready in ((0, 40, 20), (20, 60, 5), (40, 80, 25)):
+        async with suspended(*(polling() for _ in range(waiting + ready))) as tasks:
+            for task in tasks[:ready]:
+                task._fut_waiter.set_result(None)  # type: ignore[attr-defined]
+            look, groups = Look(loop, depth=3), Groups()
+            for task in tasks:
+                groups.add(look.at(task))
+            assert {crowd.first.state for crowd in groups.crowds()} == {"waiting", "scheduled"}
+            told = grown(loop, groups, now)
+    (crowd,) = told
+    assert (crowd.coro, crowd.count, crowd.before) == ("polling", 105, 60)
 
 
 async def test_a_look_at_some_is_a_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
