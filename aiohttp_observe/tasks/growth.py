@@ -68,7 +68,7 @@ class _Memory:
 
 
 def _whatever_they_do(crowds: Iterable[Crowd]) -> Iterator[tuple[_Key, Crowd]]:
-    """The crowds of one coroutine at one line, as one: each look finds others of its tasks ready or waiting."""
+    """The crowds of one coroutine at one line as one: each look finds others of its tasks ready."""
     alike: dict[_Key, list[Crowd]] = {}
     for crowd in crowds:
         alike.setdefault((crowd.line, crowd.first.coro), []).append(crowd)

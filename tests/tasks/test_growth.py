@@ -22,7 +22,7 @@ async def forgotten() -> None:
 
 
 async def polling() -> None:
-    while True:
+    while True:  # noqa: ASYNC110 - it is what many a leak does
         await asyncio.sleep(0.05)
 
 
