@@ -30,5 +30,8 @@ def aside(call: Callable[[], T]) -> asyncio.Future[T]:
         else:
             done.set_result(result)
 
-    threading.Thread(target=run, name="aiohttp-observe-aside", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="aiohttp-observe-aside", daemon=True).start()
+    except RuntimeError:  # the process may have no more threads: better late than never
+        run()
     return asyncio.wrap_future(done)

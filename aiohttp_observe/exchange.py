@@ -132,8 +132,8 @@ class Exchange:
     """The facts of one request and its response.
 
     Filled in as the request goes on: an observer's ``started`` sees the request's half,
-    ``finished`` all of it.  Numbers and short strings only: an exchange never keeps a
-    request, response, task or frame alive.
+    ``finished`` all of it.  Numbers and short strings only: once it has ended an exchange
+    keeps no request, response, task or frame alive.
 
     ============================ ==========================================================
     ``request_id``               the ``X-Request-ID`` taken over or generated
@@ -211,8 +211,13 @@ class Exchange:
         self.started = started
 
     def begin_step(self, kind: str, name: str, started: float) -> Step:
-        """Note that something begins, at ``started`` of `time.perf_counter`; tell the result of its end."""
+        """Note that something begins, at ``started`` of `time.perf_counter`; tell the result of its end.
+
+        A task that the request has left behind works for it no more once it has ended.
+        """
         step = Step(kind, name, started)
+        if self.duration is not None:
+            return step
         if len(self.steps) < _MOST_STEPS:
             self.steps = [*self.steps, step]
         else:

@@ -31,9 +31,9 @@ MARK = "REDACTED"
 """Stands where a secret stood; the word of OpenTelemetry's conventions."""
 
 SECRETS = (
-    "password", "passwd", "passphrase", "pwd", "secret", "token", "jwt", "authorization", "cookie",
-    "api_key", "apikey", "access_key", "secret_key", "private_key", "credential", "credentials",
-    "session_id", "sessionid",
+    "password", "passwords", "passwd", "passphrase", "pwd", "secret", "secrets", "token", "jwt",
+    "authorization", "cookie", "cookies", "api_key", "api_keys", "apikey", "access_key", "secret_key",
+    "private_key", "credential", "credentials", "session_id", "sessionid",
     # What OpenTelemetry redacts in URLs.
     "awsaccess_key_id", "awsaccesskeyid", "signature", "sig",
 )  # fmt: skip
@@ -144,7 +144,11 @@ _value = re.compile(
 )
 _part_of_group = re.compile(rf"{_quoted} | [\[{{()\]}}] | \\.", re.VERBOSE)
 _header = re.compile(
-    r"\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token)): ?[^\r\n'\"]+", re.IGNORECASE
+    r"""\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token)):[ ]?(?:
+        b?'[^'\r\n]*' | b?"[^"\r\n]*"
+        | b?\\{0,7}['"]?(?:[^\r\n'"] | (?<==)'[^'\r\n]*' | (?<==)"[^"\r\n]*")+
+    )""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _scheme = re.compile(r"\b(Bearer|Basic) +(?=[\w.~+/-]*\d)[\w.~+/=-]{6,}")
 

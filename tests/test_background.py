@@ -121,6 +121,15 @@ async def decorated_function() -> None:
     assert price() == 5
 
 
+async def decorated_callable() -> None:
+    class Price:
+        async def __call__(self) -> int:
+            await asyncio.sleep(0)
+            return 5
+
+    assert await operation("price", order=7)(Price())() == 5
+
+
 async def decorated_method() -> None:
     class Shop:
         cents = 5
@@ -133,7 +142,8 @@ async def decorated_method() -> None:
 
 
 @pytest.mark.parametrize(
-    "work", [in_a_with, in_an_async_with, decorated, decorated_function, decorated_method]
+    "work",
+    [in_a_with, in_an_async_with, decorated, decorated_function, decorated_callable, decorated_method],
 )
 async def test_an_operation_is_a_span_and_a_duration(
     work: Work, spans: Spans, registry: CollectorRegistry
@@ -144,6 +154,19 @@ async def test_an_operation_is_a_span_and_a_duration(
     assert attributes(price) == {"async.operation": "price", "order": 7}
     assert price.status.status_code is StatusCode.UNSET
     assert counted(registry) == {("price", "ok"): 1}
+
+
+async def test_a_coroutine_that_is_only_made_within_an_operation_is_warned_of() -> None:
+    async def price() -> int:
+        return 5
+
+    @operation("price")
+    def retried() -> Any:
+        return price()
+
+    with pytest.warns(RuntimeWarning, match="decorate the 'async def' itself"):
+        coroutine = retried()
+    assert await coroutine == 5
 
 
 async def test_the_with_gives_the_span(spans: Spans) -> None:

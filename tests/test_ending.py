@@ -304,6 +304,21 @@ async def test_an_end_that_aiohttp_does_not_log_is_told_at_once_and_in_the_reque
     assert exchange.status == (None if handler is cannot_be_prepared else 200)
 
 
+async def test_a_handler_may_clean_its_application_up(registry: CollectorRegistry) -> None:
+    async def clean_up(request: web.Request) -> web.Response:
+        await request.app.shutdown()
+        await request.app.cleanup()
+        return web.Response()
+
+    app, witness = web.Application(), Whereabouts()
+    app.router.add_get("/", clean_up)
+    setup_observability(app, metrics=Metrics(registry=registry), observers=[witness])
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+        exchange = await witness.next()
+    assert witness.heard_in == [exchange.request_id]
+
+
 @pytest.mark.parametrize("handler_cancellation", [False, True])
 @pytest.mark.parametrize("kind", ["body", "file"])
 async def test_a_client_that_leaves_while_it_is_sent_to(

@@ -139,6 +139,31 @@ async def test_the_steps_of_a_request_are_told_in_their_order(registry: Collecto
     assert len(whole["trace_id"]) == 32
 
 
+async def test_what_a_task_does_that_outlives_its_request_is_none_of_its_steps(
+    registry: CollectorRegistry,
+) -> None:
+    async def work(has_ended: asyncio.Event) -> None:
+        with operation("within"):
+            await has_ended.wait()
+        with operation("after"):
+            pass
+
+    async def begin(request: web.Request) -> web.Response:
+        tasks.append(spawn(work(has_ended)))
+        await asyncio.sleep(0)
+        return web.Response()
+
+    tasks: list[asyncio.Task[None]] = []
+    has_ended, app = asyncio.Event(), application(registry)
+    app.router.add_get("/begin", begin)
+    async with serving(app) as service:
+        answer = await service.get("/begin")
+        has_ended.set()
+        await tasks[0]
+        found = json.loads((await service.get(f"/_tasks/requests/{answer.headers['X-Request-ID']}")).text)
+    assert [step["name"] for step in found["steps"]] == ["within"]
+
+
 async def test_it_needs_neither_tracing_nor_metrics_nor_logs(registry: CollectorRegistry) -> None:
     app = web.Application()
     setup_observability(app, metrics=None, logs=None, tracing=None, tasks=None, loop_watch=None)

@@ -36,6 +36,13 @@ def nested(document: object, levels: int) -> str:
         (f"token={{'value': '{S}'\nnext line", f"token={MARK}\nnext line"),
         (f"password=({S}) or else", f"password={MARK} or else"),
         (f"log {{\\'token\\': \\'{S}\\', \\'a\\': 1}}", f"log {{\\'token\\': {MARK}, \\'a\\': 1}}"),
+        (f"Authorization: 'Bearer {S}' refused", f"Authorization: {MARK} refused"),
+        (f"Authorization: b'Bearer {S}'", f"Authorization: {MARK}"),
+        (f"X-Api-Key: \"it's {S}\", 'x'", f"X-Api-Key: {MARK}, 'x'"),
+        (f"Cookie: 'sid={S}", f"Cookie: {MARK}"),
+        (f"Cookie: a=\"{S}\"; b='{S}'", f"Cookie: {MARK}"),
+        (f"'Cookie: sid={S}', 'x'", f"'Cookie: {MARK}', 'x'"),
+        (f'log \\"Authorization: \\"Bearer {S}\\", x', f'log \\"Authorization: {MARK}", x'),
     ],
 )
 def test_a_secret_goes_and_all_else_stays(text: str, told: str) -> None:
@@ -74,6 +81,7 @@ def test_prose_stays_as_it_is(text: str) -> None:
         "token={", "token={\n", '"token":[', "'token' : {'", '{"token":\\"', '\\"token\\":\\\\\\"',
         "token=Bearer ", '"token"' + " " * 64, "token='\"", "\\", '\\"',
         "token={'\\", "[\ntoken={1", "{\\'token\\': [",
+        "cookie: '", "cookie: =\"cookie: ='", "x-key", "cookie: =",
     ],
 )  # fmt: skip
 def test_no_text_takes_long_to_read(unit: str) -> None:

@@ -478,3 +478,29 @@ async def test_the_end_waits_for_no_stuck_call_of_the_service(registry: Collecto
     finally:
         stuck.set()
     assert [span.name for span in exporter.get_finished_spans()] == ["GET /"]
+
+
+# A process that may have no more threads
+
+
+async def test_a_service_that_can_start_no_thread_is_served_and_ends(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("aiohttp-observe"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def handler(request: web.Request) -> web.Response:
+        time.sleep(0.15)  # noqa: ASYNC251 - a block
+        return web.Response()
+
+    start, provider = threading.Thread.start, TracerProvider()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    async with observed(registry, handler, tracing=Tracing(provider=provider)) as (service, _):
+        assert (await service.get("/")).status == 200
+        assert (await service.get("/_tasks")).status == 200
+    assert "event loop blocks show as lag only: can't start new thread" in caplog.text
+    lag = registry.get_sample_value("asyncio_loop_lag_seconds_sum")
+    assert lag is not None
+    assert lag > 0.1

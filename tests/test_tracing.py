@@ -19,7 +19,7 @@ from weakref import ref
 import aiohttp
 import pytest
 from aiohttp import web
-from opentelemetry import baggage, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor, create_aiohttp_middleware
 from opentelemetry.sdk.resources import Resource
@@ -34,6 +34,7 @@ from opentelemetry.sdk.trace.sampling import (
     SamplingResult,
 )
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Exchange, Logs, Metrics, Tracing, current_exchange, operation, setup_observability
@@ -528,6 +529,23 @@ async def test_a_trace_is_continued(spans: Spans) -> None:
     assert f"{span.parent.span_id:016x}" == PARENT_ID
     assert span.parent.is_remote
     assert ids(span).trace_state.to_header() == "vendor=1,other=2"
+
+
+async def test_a_propagator_may_read_other_headers_than_it_writes() -> None:
+    """As both of B3's do, whose two forms each reads."""
+
+    class InItsOwnHeader(TraceContextTextMapPropagator):
+        @property
+        def fields(self) -> set[str]:
+            return {"b3"}
+
+    usual = propagate.get_global_textmap()
+    propagate.set_global_textmap(InItsOwnHeader())
+    try:
+        exchange = await exchange_of(Spans(), headers={"traceparent": PARENT})
+    finally:
+        propagate.set_global_textmap(usual)
+    assert exchange.trace_id == TRACE_ID
 
 
 async def test_an_unsampled_trace_stays_unsampled(spans: Spans) -> None:

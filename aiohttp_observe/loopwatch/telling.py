@@ -13,7 +13,7 @@ from ..records import log
 from ..tasks.model import Frame
 from .sightings import Sightings
 
-__all__ = ["Listener", "inform", "report", "tell"]
+__all__ = ["Listener", "inform", "logger", "report", "tell"]
 
 logger = logging.getLogger("aiohttp_observe.loopwatch")
 

@@ -16,7 +16,7 @@ from .cause import Facts, cause_of
 from .clocks import COLLECTIONS, Reading
 from .pulse import Late, Pulse
 from .sightings import Sightings
-from .telling import Listener, inform, report, tell
+from .telling import Listener, inform, logger, report, tell
 from .thread import LoopThread, Sighting, Usage, out_of_sight
 from .throttling import Throttling
 
@@ -62,12 +62,16 @@ class Watchdog:
         self._cpu = loop_thread.cpu_seconds()
         self._sightings: Sightings | None = None
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-loop-watch", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as exc:
+            logger.error("event loop blocks show as lag only: %s", exc)
 
     def stop(self) -> None:
         self._stopping = True
         self._wake.set()
-        self._thread.join(_CLOSE_TIMEOUT)
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_TIMEOUT)
 
     def ended(self, late: Late) -> None:
         """A beat came late: called on the loop."""

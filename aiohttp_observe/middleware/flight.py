@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Flight(Exchange):
     task: asyncio.Task[Any]
     response: web.StreamResponse | None = None
     error: str | None = None
+    context: Context | None = None
     gone = False
 
     def __init__(self, recorder: Recorder, request: web.Request, writer: AbstractStreamWriter) -> None:
@@ -65,7 +67,7 @@ class Flight(Exchange):
 
     def let_go(self) -> None:
         """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
-        self.request = self.writer = self.task = self.response = None  # type: ignore[assignment]
+        self.request = self.writer = self.task = self.response = self.context = None  # type: ignore[assignment]
 
     def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         """The handler goes on: part of the wait may have been for the loop, which had other work."""
@@ -115,7 +117,8 @@ class Flight(Exchange):
     def be_told_of_end(self) -> None:
         """Have `landed` called."""
         if not self.has_landed():
-            self.task.add_done_callback(self.landed)
+            self.context = copy_context()
+            self.task.add_done_callback(self.landed, context=self.context)
 
     def land_with(self, task: asyncio.Task[Any]) -> None:
         """The request's own is ``task``, not the one its handler was called in."""

@@ -266,7 +266,7 @@ class Recorder:
         now, left = perf_counter(), []
         for flight in list(self.in_flight.values()):
             if flight.task.done():
-                _in_context_of(flight.task, flight.landed_unnoticed)
+                _in_context_of(flight, flight.landed_unnoticed)
             elif flight.request.transport is None:
                 self._note_departure(flight, now)
                 left.append(flight)
@@ -284,7 +284,7 @@ class Recorder:
         for flight in list(self.in_flight.values()):
             flight.gone = flight.client_left_at is not None
             failure = None if flight.gone else "CancelledError"
-            _in_context_of(flight.task, partial(self.end, flight, flight.response, failure))
+            _in_context_of(flight, partial(self.end, flight, flight.response, failure))
 
     def end(self, flight: Flight, response: Any, failure: str | None, ended: float | None = None) -> None:
         """Complete the exchange and tell the observers.
@@ -402,10 +402,15 @@ def _malformed(request: web.BaseRequest, scope: Scope) -> Exchange:
     )
 
 
-def _in_context_of(task: asyncio.Task[Any], call: Callable[[], None]) -> None:
-    """Run ``call`` where ``task`` ran; only known from Python 3.12."""
-    context = getattr(task, "get_context", None)
-    call() if context is None else context().run(call)
+def _in_context_of(flight: Flight, call: Callable[[], None]) -> None:
+    """Run ``call`` where the flight's task ran, as known from its handler's end on, or Python 3.12."""
+    context = flight.context
+    if context is None and hasattr(flight.task, "get_context"):
+        context = flight.task.get_context()
+    if context is None or flight.task is asyncio.current_task():  # a handler that cleans the application up
+        call()
+    else:
+        context.run(call)
 
 
 def user_observers(observers: Iterable[object]) -> list[tuple[str, object]]:

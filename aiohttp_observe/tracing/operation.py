@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from time import perf_counter, time_ns
 from types import TracebackType
@@ -102,7 +103,9 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         """Decorate: every call is an operation of its own."""
         name, attributes = self._name, self._attributes
 
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - of an object that is called
+        ):
 
             @functools.wraps(function)
             async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -120,7 +123,15 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             with operation(name, **attributes):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                warnings.warn(
+                    f"operation {name!r} has ended before the coroutine that {function!r} has made began: "
+                    "decorate the 'async def' itself, beneath other decorators",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return result
 
         return call  # type: ignore[return-value]
 

@@ -65,7 +65,7 @@ class ServerTracer:
         self._own: OwnProvider | None = None
         self._yields_to_instrumentor = False
         self._excluded = excluded_urls("AIOHTTP_SERVER")
-        self._propagated: list[istr] = []
+        self._propagated: list[istr] | None = None
         self._request_headers = HeaderCapture(
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, normalise_request_header_name
         )
@@ -87,7 +87,9 @@ class ServerTracer:
         self._use(provider)
 
     def _use(self, provider: trace.TracerProvider) -> None:
-        self._propagated = [istr(field) for field in sorted(get_global_textmap().fields)]
+        fields = get_global_textmap().fields
+        # Others read headers too that they don't write: of B3's two forms each reads both.
+        self._propagated = [istr(field) for field in sorted(fields)] if fields and fields <= _W3C else None
         self.provider = provider
         self._tracer = get_tracer(provider)
         self._attach = _attacher()
@@ -199,8 +201,10 @@ class ServerTracer:
 
     def _incoming(self, request: web.BaseRequest) -> Context:
         """The context a client sent, on nothing: not on whatever the server was started in."""
-        headers = request.headers
-        for field in self._propagated:
+        headers, propagated = request.headers, self._propagated
+        if propagated is None:
+            return _extract(request)
+        for field in propagated:
             if field in headers:
                 return _extract(request)
         return NOTHING
@@ -225,6 +229,7 @@ class ServerTracer:
 
 
 _BAGGAGE = "baggage"
+_W3C = {"traceparent", "tracestate", _BAGGAGE}
 _LONGEST_BAGGAGE = 8192
 _LONGEST_MEMBER = 4096
 _MOST_MEMBERS = 180
