@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from .places import line_to_name
 
 __all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text"]
 
+_MOST_HOLDERS = 5
+"""Of a resource, to which those who wait there lead: all that wait times all that hold may be millions."""
 _SLICE = 100
 """Nodes or edges in one piece of text."""
 
@@ -35,8 +37,9 @@ class Node:
 class Tree:
     """``awaits`` has who waits, for whom, and through which resource (``""`` if directly).
 
-    ``created`` has who started whom.  Both may have cycles; those of tasks that wait for each
-    other and that nothing can wake are ``cycles``.
+    Where many hold a resource, those who wait there lead to the first five of them, and the
+    words for it end with ``5 of its 100 holders``.  ``created`` has who started whom.  Both may
+    have cycles; those of tasks that wait for each other and that nothing can wake are ``cycles``.
     """
 
     taken_at: str
@@ -51,10 +54,11 @@ def tree_of(snapshot: Snapshot) -> Tree:
     """The tree of the tasks that a snapshot has, and of those in a deadlock."""
     tasks = snapshot.tasks + snapshot.stuck
     known = {task.id for task in tasks}
+    ways = {resource.id: _way_through(resource, known) for resource in snapshot.resources}
     return Tree(
         taken_at=snapshot.taken_at,
         nodes=tuple(map(_node, tasks)),
-        awaits=tuple(edge for edge in _awaits(tasks, snapshot.resources) if known.issuperset(edge[:2])),
+        awaits=tuple(edge for edge in _awaits(tasks, ways) if known.issuperset(edge[:2])),
         created=tuple((task.created_by, task.id) for task in tasks if task.created_by in known),
         cycles=snapshot.deadlocks,
         truncated=snapshot.truncated,
@@ -67,18 +71,26 @@ def _node(task: TaskInfo) -> Node:
     return Node(task.id, task.name, task.coro, task.state, kind, frame, task.age_seconds, task.request)
 
 
-def _awaits(tasks: Sequence[TaskInfo], resources: Sequence[Resource]) -> Iterator[tuple[int, int, str]]:
-    holders = {
-        resource.id: (resource.holders, f"{resource.type} {resource.id} ({resource.state})")
-        for resource in resources
-    }
+_Way = tuple[Sequence[int], str]
+"""The holders of a resource that those who wait there lead to, and the words for it."""
+
+
+def _way_through(resource: Resource, known: Set[int]) -> _Way:
+    """The first of the holders that are ``known``; a deadlock's cycle is by way of the very first."""
+    holders = [task for task in resource.holders if task in known][:_MOST_HOLDERS]
+    number = len(resource.holders)
+    shown = "" if len(holders) == number else f", {len(holders)} of its {number} holders"
+    return holders, f"{resource.type} {resource.id} ({resource.state}){shown}"
+
+
+def _awaits(tasks: Iterable[TaskInfo], ways: Mapping[int, _Way]) -> Iterator[tuple[int, int, str]]:
     for task in tasks:
         if task.wait is None:
             continue
         for other in task.wait.on:
             yield task.id, other, ""
-        held_by, via = holders.get(task.wait.resource or 0, ((), ""))
-        for other in held_by:
+        holders, via = ways.get(task.wait.resource or 0, ((), ""))
+        for other in holders:
             yield task.id, other, via
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import OBSERVABILITY, Metrics, setup_observability
 from tests.service import Service, serving, until
+from tests.tasks.scenes import suspended
 
 
 def application() -> web.Application:
@@ -40,6 +42,19 @@ async def test_one_is_made_when_asked_for() -> None:
         whole = json.loads((await service.get(f"/_tasks/bundles/{bundle['id']}")).text)
     assert whole.keys() == {"reason", "tasks", "resources", "tree", "incidents", "requests", "history"}
     assert whole["tasks"]["summary"]["total"] > 0
+
+
+async def test_one_is_made_where_thousands_wait_for_a_pool() -> None:
+    pool = asyncio.BoundedSemaphore(100)
+
+    async def inside() -> None:
+        async with pool:
+            await asyncio.get_running_loop().create_future()
+
+    async with serving(application()) as service, suspended(*(inside() for _ in range(3000))):
+        assert (await service.request("POST", "/_tasks/bundles")).status == 201
+        (bundle,) = await kept(service)
+    assert bundle["bytes"] < 4_000_000
 
 
 async def test_a_long_block_leaves_one_behind_and_a_short_one_none() -> None:

@@ -40,6 +40,11 @@ async def inside(lock: Any) -> None:
         await forever()
 
 
+async def inside_both(outer: Any, inner: Any) -> None:
+    async with outer, inner:
+        pass
+
+
 async def family() -> None:
     """A parent that awaits two children, one of which awaits its own."""
     rename("parent")
@@ -107,6 +112,39 @@ async def test_a_waiter_leads_through_the_lock_to_its_holder() -> None:
     assert (task, other) == (number_of(waiter), number_of(holder))
     assert via == f"Lock {number_of(lock)} (locked)"
     assert f"  [{via}] {holder.get_name()} (task {number_of(holder)})" in text
+
+
+async def test_thousands_that_wait_lead_to_a_few_of_many_holders() -> None:
+    semaphore = asyncio.BoundedSemaphore(100)
+    async with suspended(*(inside(semaphore) for _ in range(600))) as tasks:
+        found = tree()
+        text = tree_text(found)
+    waiters, holders, (via,) = (set(column) for column in zip(*found.awaits, strict=True))
+    assert waiters == set(map(number_of, tasks[100:]))
+    assert holders < set(map(number_of, tasks[:100]))
+    assert len(found.awaits) == 5 * 500
+    assert via == f"BoundedSemaphore {number_of(semaphore)} (0 free of 100), 5 of its 100 holders"
+    assert text.count(f"[{via}] ") == 5 * 500
+
+
+async def test_of_many_holders_the_one_in_a_deadlock_is_drawn() -> None:
+    semaphore, lock = asyncio.BoundedSemaphore(20), asyncio.Lock()
+    gate = asyncio.Event()
+
+    async def crossing() -> None:
+        async with lock:
+            await gate.wait()
+            async with semaphore:
+                pass
+
+    async with suspended(crossing(), *(inside_both(semaphore, lock) for _ in range(20))) as (first, *others):
+        gate.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        found = tree()
+    ((one, other),) = found.cycles
+    assert {one, other} < set(map(number_of, (first, *others)))
+    assert {(one, other), (other, one)} < {edge[:2] for edge in found.awaits}
 
 
 async def test_the_text_indents_whom_is_awaited() -> None:
