@@ -37,7 +37,7 @@ from .tasks import (
     matching_tasks,
     note_contention,
     number_of,
-    resources_to_dict,
+    resource_pieces,
     snapshot_without_blocking,
     take_snapshot,
     tree_lines,
@@ -178,7 +178,7 @@ class Documents:
 
     @_in_turn
     async def resources(self) -> str:
-        return encode(resources_to_dict(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
+        return await _joined(resource_pieces(await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)))
 
     async def is_forgotten(self, number: int) -> bool | None:
         found = find_tasks([number], self.loop)
@@ -315,7 +315,7 @@ def _is_stuck(exchange: Exchange, now: float) -> bool:
     return exchange.suspended_at is not None and now - exchange.suspended_at >= _STUCK_SECONDS
 
 
-async def _joined(pieces: Any) -> str:
+async def _joined(pieces: Iterable[str]) -> str:
     made = []
     for piece in pieces:
         made.append(piece)

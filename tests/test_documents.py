@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -173,6 +174,16 @@ class TestMatching:
         async with documents() as shown:
             with pytest.raises((TypeError, ValueError)):
                 await shown.matching(**filters)
+
+
+async def test_resources_are_told_in_slices() -> None:
+    async with documents() as shown, suspended(*(asyncio.Event().wait() for _ in range(2000))):
+        async with turns() as looking:
+            await shown._snapshot(limit=5000)
+        async with turns() as telling:
+            document = json.loads(await shown.resources())
+    assert len(document["resources"]) == len(document["tasks"]) == 2000
+    assert telling.number >= looking.number + 2 * 20
 
 
 async def test_many_are_cancelled_in_more_than_one_turn() -> None:

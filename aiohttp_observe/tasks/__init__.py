@@ -56,7 +56,7 @@ from .model import (
     Wait,
 )
 from .places import count_as_own, line_to_name
-from .render import findings_to_dict, json_pieces, resources_to_dict, to_dict, to_json
+from .render import findings_to_dict, json_pieces, resource_pieces, to_dict
 from .snapshot import count_tasks, find_tasks, matching_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
 from .threads import caller_of, innermost_frames
@@ -115,13 +115,12 @@ __all__ = [
     "note_contention",
     "number_of",
     "register_wait_kind",
-    "resources_to_dict",
+    "resource_pieces",
     "snapshot_without_blocking",
     "suspended_for",
     "take_snapshot",
     "title_of",
     "to_dict",
-    "to_json",
     "tree_lines",
     "tree_of",
     "tree_pieces",

@@ -1,4 +1,4 @@
-"""A snapshot as JSON: the document of ``/_tasks``."""
+"""A snapshot as JSON: the documents of ``/_tasks`` and ``/_tasks/resources``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..jsonpieces import encode, listed
+from ..jsonpieces import Long, encode, pieces
 from .model import LoopState, Resource, Snapshot, TaskInfo, Wait
 from .places import line_to_name
 
-__all__ = ["findings_to_dict", "json_pieces", "resources_to_dict", "to_dict", "to_json"]
+__all__ = ["findings_to_dict", "json_pieces", "resource_pieces", "to_dict"]
 
 _NAMED_WAITERS = 50
-
 _SLICE = 100
-"""Tasks in one piece of text: about a millisecond's work."""
+"""Tasks or resources in one piece of text: about a millisecond's work."""
 
 _quote = json.encoder.encode_basestring_ascii
 
@@ -44,26 +43,33 @@ def findings_to_dict(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def resources_to_dict(snapshot: Snapshot) -> dict[str, Any]:
-    """The document of ``/_tasks/resources``; of each resource 50 of the tasks that wait are described."""
+def resource_pieces(snapshot: Snapshot) -> Iterator[str]:
+    """The document of ``/_tasks/resources`` as text in pieces, after each of which a loop can have a turn.
+
+    Of each resource all that hold it and 50 of the tasks that wait are described.
+    """
     named = {
         number
         for resource in snapshot.resources
         for number in (*resource.holders, *resource.waiters[:_NAMED_WAITERS])
     }
+    tasks = (task for task in snapshot.tasks + snapshot.stuck if task.id in named)
+    return pieces(
+        {
+            "taken_at": snapshot.taken_at,
+            "resources": Long((encode(_whole(resource)) for resource in snapshot.resources), _SLICE),
+            "deadlocks": snapshot.deadlocks,
+            "tasks": Long((f'"{task.id}":{encode(_named(task))}' for task in tasks), _SLICE, "{}"),
+        }
+    )
+
+
+def _whole(resource: Resource) -> dict[str, Any]:
     return {
-        "taken_at": snapshot.taken_at,
-        "resources": [
-            {
-                **_resource(resource),
-                "state": resource.state,
-                "held_seconds": resource.held_seconds,
-                "frame": None if resource.frame is None else asdict(resource.frame),
-            }
-            for resource in snapshot.resources
-        ],
-        "deadlocks": snapshot.deadlocks,
-        "tasks": {str(task.id): _named(task) for task in snapshot.tasks + snapshot.stuck if task.id in named},
+        **_resource(resource),
+        "state": resource.state,
+        "held_seconds": resource.held_seconds,
+        "frame": None if resource.frame is None else asdict(resource.frame),
     }
 
 
@@ -78,7 +84,7 @@ def _named(task: TaskInfo) -> dict[str, Any]:
 
 
 def _resource(resource: Resource) -> dict[str, Any]:
-    """Its part in this document; ``/_tasks/resources`` has all of it."""
+    """What ``/_tasks`` tells of a resource; ``/_tasks/resources`` has all of it."""
     return {name: getattr(resource, name) for name in ("id", "type", "detail", "holders", "waiters")}
 
 
@@ -89,19 +95,13 @@ def _loop(loop: LoopState) -> dict[str, Any]:
     return plain
 
 
-def to_json(snapshot: Snapshot) -> str:
-    """The document as text."""
-    return "".join(json_pieces(snapshot))
-
-
 def json_pieces(snapshot: Snapshot, more: Mapping[str, Any] | None = None) -> Iterator[str]:
     """The document as text in pieces, after each of which a loop can have a turn; with ``more`` keys."""
-    whole = {**to_dict(replace(snapshot, tasks=())), **(more or {})}
-    before, after = encode(whole).split('"tasks":[]', 1)
-    yield f'{before}"tasks":['
+    document = {**to_dict(replace(snapshot, tasks=(), resources=())), **(more or {})}
     shared = _Shared()
-    yield from listed((_task_text(task, shared.text) for task in snapshot.tasks), _SLICE)
-    yield f"]{after}"
+    document["tasks"] = Long((_task_text(task, shared.text) for task in snapshot.tasks), _SLICE)
+    document["resources"] = Long((encode(_resource(each)) for each in snapshot.resources), _SLICE)
+    return pieces(document)
 
 
 class _Shared:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from ..jsonpieces import encode, listed
+from ..jsonpieces import Long, encode, pieces
 from .model import Frame, Resource, Served, Snapshot, TaskInfo
 from .places import line_to_name
 
@@ -96,17 +95,16 @@ def _awaits(tasks: Iterable[TaskInfo], ways: Mapping[int, _Way]) -> Iterator[tup
 
 def tree_pieces(tree: Tree) -> Iterator[str]:
     """The document of ``/_tasks/tree`` as JSON text in pieces, after each of which a loop can have a turn."""
-    yield f'{{"taken_at":{encode(tree.taken_at)}'
-    yield from _list_pieces("nodes", tree.nodes, asdict)
-    yield from _list_pieces("awaits", tree.awaits, list)
-    yield from _list_pieces("created", tree.created, list)
-    yield f',"cycles":{encode(tree.cycles)},"truncated":{tree.truncated}}}'
-
-
-def _list_pieces(name: str, items: Sequence[Any], plain: Callable[[Any], Any]) -> Iterator[str]:
-    yield f',"{name}":['
-    yield from listed(map(encode, map(plain, items)), _SLICE)
-    yield "]"
+    return pieces(
+        {
+            "taken_at": tree.taken_at,
+            "nodes": Long((encode(asdict(node)) for node in tree.nodes), _SLICE),
+            "awaits": Long(map(encode, tree.awaits), _SLICE),
+            "created": Long(map(encode, tree.created), _SLICE),
+            "cycles": tree.cycles,
+            "truncated": tree.truncated,
+        }
+    )
 
 
 def tree_text(tree: Tree) -> str:

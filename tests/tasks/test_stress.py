@@ -18,11 +18,11 @@ from aiohttp_observe.tasks import (
     Snapshot,
     Tasks,
     count_tasks,
+    json_pieces,
     note_contention,
-    resources_to_dict,
+    resource_pieces,
     snapshot_without_blocking,
     take_snapshot,
-    to_json,
     tree_of,
     tree_text,
 )
@@ -124,9 +124,9 @@ def test_looks_never_fail_and_never_show_a_task_twice(make: Callable[[], asyncio
     def look() -> None:
         snapshot = take_snapshot(loop, limit=100_000)
         assert_sound(snapshot)
-        to_json(snapshot)
+        "".join(json_pieces(snapshot))
         tree_text(tree_of(snapshot))
-        resources_to_dict(snapshot)
+        "".join(resource_pieces(snapshot))
         count_tasks(loop)
 
     async def main() -> tuple[int, Looks]:

@@ -27,7 +27,7 @@ from aiohttp_observe.tasks import (
     findings_to_dict,
     number_of,
     register_wait_kind,
-    resources_to_dict,
+    resource_pieces,
     take_snapshot,
 )
 from aiohttp_observe.tasks.verdict import was_blocked
@@ -574,7 +574,7 @@ class TestDocuments:
 
     async def test_resources_name_who_holds_and_who_waits(self) -> None:
         async with requests_at_a_lock(2, asyncio.Lock()) as tasks:
-            document = json.loads(json.dumps(resources_to_dict(take_snapshot())))
+            document = json.loads("".join(resource_pieces(take_snapshot())))
         (resource,) = document["resources"]
         assert resource["type"] == "Lock"
         assert resource["state"] == "locked"
@@ -588,9 +588,19 @@ class TestDocuments:
 
     async def test_resources_name_fifty_of_those_that_wait(self) -> None:
         async with requests_at_a_lock(70, asyncio.Lock()):
-            document = resources_to_dict(take_snapshot())
+            document = json.loads("".join(resource_pieces(take_snapshot())))
         assert len(document["resources"][0]["waiters"]) == 70
         assert len(document["tasks"]) == 51
+
+    async def test_resources_come_in_pieces_of_bounded_size(self) -> None:
+        async with suspended(*(asyncio.Event().wait() for _ in range(250))) as tasks:
+            pieces = list(resource_pieces(take_snapshot()))
+        document = json.loads("".join(pieces))
+        assert list(document) == ["taken_at", "resources", "deadlocks", "tasks"]
+        assert len(document["resources"]) == 250
+        assert set(document["tasks"]) == {str(number_of(task)) for task in tasks}
+        assert max(piece.count('"waiters"') for piece in pieces) == 100
+        assert max(piece.count('"name"') for piece in pieces) == 100
 
 
 @pytest.mark.parametrize("started", [False, True])
