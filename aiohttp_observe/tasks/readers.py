@@ -3,6 +3,8 @@
 A queue says nothing of its readers.  But if every reference to it is a local variable of live
 tasks, or a closure's that these share, then nobody else can get at it; and of these tasks
 only those whose code there says ``get`` will.
+
+A task that can't be followed, whose awaitable is like no other, may do anything.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ def readers_of(holder: Holder, tasks: Iterable[asyncio.Task[Any]], known: int) -
 
 
 def may_release(task: asyncio.Task[Any]) -> bool:
-    """Whether the service's code that ``task`` is in gives back some permit, or looks like it."""
-    codes = (frame.f_code for frame in Chain(task, is_made_by_wait_for).frames)
+    """Whether the service's code that ``task`` is in gives back some permit, or may for all we know."""
+    try:
+        codes = [frame.f_code for frame in Chain(task, is_made_by_wait_for).frames]
+    except Exception:  # an awaitable that is like no other
+        return True
     return any(
         "release" in code.co_names and not is_library(code.co_filename)
         for code in (*codes, *running_codes(task))
@@ -64,9 +69,14 @@ class _References:
         return self._direct + len(self._cells)
 
     def add(self, task: asyncio.Task[Any]) -> bool:
-        """Look at the frames of ``task``; whether it may read the queue."""
+        """Look at the frames of ``task``; returns whether it may read the queue."""
         reads = False
-        for code, held in _frames(task):
+        try:
+            frames = list(_frames(task))
+        except Exception:  # likewise
+            self._unseen = True
+            return True
+        for code, held in frames:
             self._started.add(code)
             if self._holds(held) and code.co_filename != asyncio.queues.__file__:
                 reads = reads or _takes(code)

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp_observe.tasks import Snapshot, TaskInfo, number_of, take_snapshot
 
-__all__ = ["info_of", "suspended"]
+__all__ = ["info_of", "suspended", "waits_oddly"]
 
 
 @asynccontextmanager
@@ -30,3 +30,27 @@ def info_of(task: asyncio.Task[Any], snapshot: Snapshot | None = None) -> TaskIn
     """What a snapshot says of ``task``."""
     infos = (snapshot or take_snapshot(frames=50)).tasks
     return next(info for info in infos if info.id == number_of(task))
+
+
+class Odd:
+    """Awaitable whose iterator says it has a ``cr_await``, and has not."""
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future._asyncio_future_blocking = True
+        return future
+
+    @property
+    def cr_await(self) -> Any:
+        raise ZeroDivisionError
+
+
+async def waits_oddly() -> None:
+    """A look at what this waits for raises ``ZeroDivisionError``."""
+    await Odd()

@@ -15,6 +15,8 @@ import pytest
 from aiohttp_observe.tasks import Snapshot, number_of, take_snapshot
 from aiohttp_observe.tasks.seen import Look
 
+from .scenes import waits_oddly
+
 modern: Any = asyncio  # what it has from Python 3.11 on
 # Before, what aiohttp uses there.
 timeout = modern.timeout if sys.version_info >= (3, 11) else import_module("async_timeout").timeout
@@ -502,6 +504,17 @@ class TestIsNone:
             await asyncio.wait([one, *ring])
 
         assert cycles(loop, scene) == []
+
+    def test_with_a_semaphore_while_there_is_a_task_that_cannot_be_followed(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        async def scene(*others: Any) -> None:
+            semaphore, lock = asyncio.Semaphore(1), asyncio.Lock()
+            ring = (crossing(semaphore, lock), crossing(lock, semaphore))
+            await asyncio.wait([start("one of them", coro) for coro in (*ring, *others)])
+
+        assert len(cycles(loop, scene)) == 1
+        assert cycles(loop, lambda: scene(waits_oddly())) == []
 
     def test_with_the_first_of_several(self, loop: asyncio.AbstractEventLoop) -> None:
         async def scene() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from aiohttp_observe.tasks import take_snapshot
 
+from .scenes import waits_oddly
+
 Queue = asyncio.Queue[int]
 
 
@@ -98,6 +100,11 @@ async def test_is_none_where_somebody_unseen_refers_to_the_queue() -> None:
         del queue
         assert deadlocks() == []
     assert kept[0].full()
+
+
+async def test_is_none_while_there_is_a_task_that_cannot_be_followed() -> None:
+    async with started(both(Queue(1)), waits_oddly()):
+        assert deadlocks() == []
 
 
 async def test_is_none_where_the_readers_wait_is_limited() -> None:

@@ -30,7 +30,7 @@ from aiohttp_observe.tasks import (
     to_dict,
 )
 
-from .scenes import info_of, suspended
+from .scenes import info_of, suspended, waits_oddly
 from .test_tracker import an_exchange
 
 
@@ -341,28 +341,7 @@ class TestFromAnotherThread:
 
 
 async def test_an_odd_task_does_not_spoil_the_picture() -> None:
-    class Odd:
-        """Awaitable whose iterator says it has a ``cr_await``, and has not."""
-
-        def __await__(self) -> Any:
-            return self
-
-        def __iter__(self) -> Any:
-            return self
-
-        def __next__(self) -> Any:
-            future = asyncio.get_running_loop().create_future()
-            future._asyncio_future_blocking = True
-            return future
-
-        @property
-        def cr_await(self) -> Any:
-            raise ZeroDivisionError
-
-    async def waits() -> None:
-        await Odd()
-
-    async with suspended(waits(), reader()) as (odd, other):
+    async with suspended(waits_oddly(), reader()) as (odd, other):
         snapshot = take_snapshot()
         assert info_of(odd, snapshot).warnings == ("not fully examined: ZeroDivisionError",)
         assert info_of(other, snapshot).wait is not None
