@@ -36,7 +36,6 @@ loop is blocked.
 """
 
 from .cancelling import cancel
-from .chain import coroutine_of
 from .drive import drive
 from .forgotten import is_forgotten
 from .holding import note_contention
@@ -67,6 +66,7 @@ from .tracker import (
     adopt,
     birth_of,
     coro_of,
+    coroutine_of,
     exchange_of,
     name_operation,
     number_of,

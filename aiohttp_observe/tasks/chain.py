@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import operator
 import sys
 from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
@@ -19,8 +18,9 @@ from .drive import drive
 from .model import Frame
 from .places import place_of
 from .threads import caller_of, innermost_frames
+from .tracker import coroutine_of, is_made_by_wait_for
 
-__all__ = ["Chain", "coroutine_of", "held_by", "running_places"]
+__all__ = ["Chain", "held_by", "running_places"]
 
 _DEEPEST = 2000
 """Links that are followed at most: nobody reads more, and a chain that never ends must."""
@@ -30,18 +30,6 @@ _WAIT_FOR = asyncio.wait_for.__code__
 _FRAMES_ARE_APART = sys.version_info < (3, 11)
 _FRAME_ATTRIBUTES = ("cr_frame", "gi_frame", "ag_frame")
 _WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
-
-
-def _coroutine_at_hand(task: asyncio.Task[Any]) -> Any:
-    return getattr(task, "_coro", None)
-
-
-# Python 3.12's crashes for a task that has ended as it was started, eagerly.
-# See https://github.com/python/cpython/issues/122332.
-coroutine_of: Callable[[asyncio.Task[Any]], Any] = (
-    _coroutine_at_hand if sys.version_info[:2] == (3, 12) else operator.methodcaller("get_coro")
-)
-"""The coroutine of a task."""
 
 
 class Chain:
@@ -56,22 +44,27 @@ class Chain:
                     waits for in a task of its own, whose chain follows here as it does on
                     newer versions
 
-    ``is_helper`` tells whether ``wait_for`` itself made a task.
+    Given a coroutine and the future that its task awaits; `of` finds both.
     """
 
     __slots__ = ("awaitables", "frames", "key", "leaf", "own", "waits")
 
-    def __init__(self, task: asyncio.Task[Any], is_helper: Callable[[asyncio.Task[Any]], bool]) -> None:
+    def __init__(self, coro: Any, leaf: Any) -> None:
         self.awaitables: list[Any] = []
         self.frames: list[FrameType] = []
         places: list[int] = []
-        self._follow(coroutine_of(task), places)
-        self.leaf: Any = getattr(task, "_fut_waiter", None)
+        self._follow(coro, places)
+        self.leaf = leaf
         self.waits = self.leaf is not None and not self.leaf.done()
         self.own = len(self.frames)
         if _WAIT_FOR_MAKES_A_TASK:
-            self._follow_helpers(is_helper, places)
+            self._follow_helpers(places)
         self.key = tuple(places)
+
+    @classmethod
+    def of(cls, task: asyncio.Task[Any]) -> Chain:
+        """The chain of a task as it stands now."""
+        return cls(coroutine_of(task), getattr(task, "_fut_waiter", None))
 
     def _follow(self, awaitable: Any, places: list[int]) -> None:
         awaitables, frames = self.awaitables, self.frames
@@ -89,10 +82,10 @@ class Chain:
                 break
             awaitable = inner
 
-    def _follow_helpers(self, is_helper: Callable[[asyncio.Task[Any]], bool], places: list[int]) -> None:
+    def _follow_helpers(self, places: list[int]) -> None:
         while self.frames and self.frames[-1].f_code is _WAIT_FOR and len(self.frames) < _DEEPEST:
             timed = _timed_future(self.awaitables[-1], self.leaf)
-            if not isinstance(timed, asyncio.Task) or not is_helper(timed) or self._is_given(timed):
+            if not isinstance(timed, asyncio.Task) or not is_made_by_wait_for(timed) or self._is_given(timed):
                 self.leaf = timed or self.leaf
                 break
             known = len(self.frames)

@@ -9,7 +9,6 @@ from typing import Any
 
 from .chain import Chain
 from .drive import drive
-from .tracker import is_made_by_wait_for
 
 __all__ = ["is_forgotten"]
 
@@ -20,7 +19,7 @@ def is_forgotten(task: asyncio.Task[Any]) -> bool | None:
     The loop's own timers and sockets count as somebody.  All objects of the process are gone
     through, which takes a millisecond for some ten thousand: for one suspect, on demand.
     """
-    chain = Chain(task, is_made_by_wait_for)
+    chain = Chain.of(task)
     future = chain.leaf
     if not chain.waits or future is None:
         return None

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, ref
 from .chain import Chain
 from .stacks import read_wait
 from .suspension import stack_of_chain
-from .tracker import exchange_of, is_adopted, is_made_by_wait_for
+from .tracker import exchange_of, is_adopted
 
 __all__ = ["held_seconds", "note_contention"]
 
@@ -46,7 +46,7 @@ def note_contention(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def _note_head(task: asyncio.Task[Any], now: float) -> None:
-    chain = Chain(task, is_made_by_wait_for)
+    chain = Chain.of(task)
     resource = read_wait(chain, stack_of_chain(chain)).resource if chain.waits else None
     if resource is not None:
         _same_head_since(resource, now)

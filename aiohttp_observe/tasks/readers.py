@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from types import CellType, CodeType, FunctionType
 from typing import Any, Protocol
 
-from .chain import Chain, coroutine_of, held_by, running_places
+from .chain import Chain, held_by, running_places
 from .places import is_library
-from .tracker import is_made_by_wait_for, number_of
+from .tracker import coroutine_of, number_of
 
 __all__ = ["may_release", "readers_of", "running_codes"]
 
@@ -45,7 +45,7 @@ def readers_of(holder: Holder, tasks: Iterable[asyncio.Task[Any]], known: int) -
 def may_release(task: asyncio.Task[Any]) -> bool:
     """Whether the service's code that ``task`` is in gives back some permit, or may for all we know."""
     try:
-        codes = [frame.f_code for frame in Chain(task, is_made_by_wait_for).frames]
+        codes = [frame.f_code for frame in Chain.of(task).frames]
     except Exception:  # an awaitable that is like no other
         return True
     return any(
@@ -121,7 +121,7 @@ def _takes(code: CodeType) -> bool:
 
 def _frames(task: asyncio.Task[Any]) -> Iterator[tuple[CodeType, list[Any]]]:
     """Code and references of each frame of a task: of its await chain, or of what it runs."""
-    chain = Chain(task, is_made_by_wait_for)
+    chain = Chain.of(task)
     for awaitable, frame in zip(chain.awaitables, chain.frames, strict=True):
         yield frame.f_code, held_by(awaitable)
     running = chain.awaitables[-1] if chain.awaitables else None

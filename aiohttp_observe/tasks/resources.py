@@ -24,7 +24,7 @@ from .model import Frame, Resource
 from .places import is_library
 from .readers import may_release, readers_of, running_codes
 from .stacks import Reading, Stack
-from .tracker import is_made_by_wait_for, number_of
+from .tracker import number_of
 from .waits import registered_state
 
 __all__ = ["Meetings", "is_asked_for_by_library", "state_of"]
@@ -315,7 +315,7 @@ def _is_pending_task(future: Any) -> bool:
 def is_asked_for_by_library(task: asyncio.Task[Any]) -> bool:
     """Whether what ``task`` waits for isn't what code of the service asks asyncio for.  Never raises."""
     try:
-        place = _asked_at(Chain(task, is_made_by_wait_for))
+        place = _asked_at(Chain.of(task))
     except Exception:  # an awaitable that is like no other
         return False
     return place is not None and is_library(place.file)

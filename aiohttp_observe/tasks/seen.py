@@ -15,7 +15,7 @@ from .places import line_to_name, place_of
 from .resources import Meetings
 from .stacks import Reading, Stacks, read_wait
 from .timers import within_reach_of_timers
-from .tracker import age_of, coro_of, exchange_of, is_made_by_wait_for
+from .tracker import age_of, coro_of, exchange_of
 
 __all__ = ["Look", "Seen", "live_tasks"]
 
@@ -66,7 +66,7 @@ class Look:
                 task, "running", coro_of(task), frames, line_to_name(frames), None, age, exchange, None
             )
         try:
-            chain = Chain(task, is_made_by_wait_for)
+            chain = Chain.of(task)
             stack = self._stacks.of(chain)
             reading = None
             if chain.waits:

@@ -13,26 +13,12 @@ from typing import Any
 from .chain import Chain, held_by
 from .edges import awaited
 from .stacks import Stack, Stacks, kind_at, read_wait
-from .tracker import is_made_by_wait_for
 
 __all__ = ["outbound_call", "stack_of_chain", "suspended_for", "waits_for", "whereabouts"]
 
 _MOST_STACKS = 1000
 _CALLS = ("ClientRequest", "ClientResponse")
 _stacks = Stacks(depth=1)
-
-
-class _Suspended:
-    """As much of a task as a `Chain` reads."""
-
-    __slots__ = ("_coro", "_fut_waiter")
-
-    def __init__(self, coro: Any, future: Any) -> None:
-        self._coro = coro
-        self._fut_waiter = future
-
-    def get_coro(self) -> Any:
-        return self._coro
 
 
 def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> str:
@@ -42,7 +28,7 @@ def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> st
     them, and loses them when it is done.  Never raises.
     """
     try:
-        chain = Chain(_Suspended(coro, future), is_made_by_wait_for)  # type: ignore[arg-type]
+        chain = Chain(coro, future)
         return kind_at(chain, stack_of_chain(chain)) or awaited(future, callbacks).kind
     except Exception:  # an awaitable that is like no other
         return "future"
@@ -51,7 +37,7 @@ def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> st
 def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
     """Kind and detail of what it waits for, as a snapshot has them; ``None`` if nothing.  Never raises."""
     try:
-        chain = Chain(task, is_made_by_wait_for)
+        chain = Chain.of(task)
         reading = read_wait(chain, stack_of_chain(chain)) if chain.waits else None
         return None if reading is None else (reading.kind, reading.detail)
     except Exception:  # an awaitable that is like no other
@@ -61,7 +47,7 @@ def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
 def outbound_call(task: asyncio.Task[Any]) -> str | None:
     """``GET inventory``: the request of aiohttp's client that it waits in, if it does.  Never raises."""
     try:
-        for awaitable in reversed(Chain(task, is_made_by_wait_for).awaitables):
+        for awaitable in reversed(Chain.of(task).awaitables):
             for held in held_by(awaitable):
                 if type(held).__name__ in _CALLS and type(held).__module__.startswith("aiohttp."):
                     return f"{held.method} {held.url.host}"
@@ -73,7 +59,7 @@ def outbound_call(task: asyncio.Task[Any]) -> str | None:
 def whereabouts(task: asyncio.Task[Any]) -> str:
     """What it waits for, and the service's own line that does, in words.  Never raises."""
     try:
-        chain = Chain(task, is_made_by_wait_for)
+        chain = Chain.of(task)
         stack = stack_of_chain(chain)
         doing = f"waits for {read_wait(chain, stack).detail}" if chain.waits else "about to run"
         line = stack.line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import operator
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +20,6 @@ from weakref import WeakKeyDictionary, ref
 
 from ..exchange import CURRENT, Exchange
 from ..texts import qualified_name, title
-from .chain import coroutine_of
 from .model import Frame
 from .places import is_library, place_of
 
@@ -31,6 +31,7 @@ __all__ = [
     "age_of",
     "birth_of",
     "coro_of",
+    "coroutine_of",
     "exchange_of",
     "is_adopted",
     "is_made_by_wait_for",
@@ -321,6 +322,18 @@ def operation_of(task: asyncio.Future[Any]) -> str | None:
 def title_of(task: asyncio.Task[Any]) -> str:
     """A task's name as it is shown."""
     return title(task.get_name())
+
+
+def _coroutine_at_hand(task: asyncio.Task[Any]) -> Any:
+    return getattr(task, "_coro", None)
+
+
+# Python 3.12's crashes for a task that has ended as it was started, eagerly.
+# See https://github.com/python/cpython/issues/122332.
+coroutine_of: Callable[[asyncio.Task[Any]], Any] = (
+    _coroutine_at_hand if sys.version_info[:2] == (3, 12) else operator.methodcaller("get_coro")
+)
+"""The coroutine of a task."""
 
 
 def coro_of(task: asyncio.Task[Any]) -> str:

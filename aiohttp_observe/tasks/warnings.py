@@ -17,7 +17,7 @@ from .chain import Chain, held_by
 from .model import LoopState, Resource
 from .seen import Seen
 from .suspension import outbound_call
-from .tracker import is_adopted, is_made_by_wait_for, number_of
+from .tracker import is_adopted, number_of
 
 __all__ = ["Circumstances", "is_orphan", "warnings_of"]
 
@@ -133,7 +133,7 @@ def _cancelling(seen: Seen, known: Circumstances) -> str | None:
 
 def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
     """Whether it waits in the ``except`` or ``finally`` that a ``CancelledError`` has led to."""
-    held = (each for awaitable in Chain(task, is_made_by_wait_for).awaitables for each in held_by(awaitable))
+    held = (each for awaitable in Chain.of(task).awaitables for each in held_by(awaitable))
     return any(isinstance(each, asyncio.CancelledError) for each in held)
 
 
