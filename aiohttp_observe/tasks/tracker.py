@@ -58,10 +58,8 @@ class Tasks:
     """Has every task remember when, where and by whom it was created.  It takes no options."""
 
     def install(self, loop: asyncio.AbstractEventLoop) -> TaskTracker:
-        """Track the tasks of ``loop`` until the tracker's ``uninstall``."""
-        tracker = TaskTracker(loop)
-        tracker.install()
-        return tracker
+        """Track the tasks of ``loop`` until the tracker's ``uninstall``; call either in the loop's thread."""
+        return TaskTracker(loop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,64 +82,47 @@ class TaskTracker:
 
     Any number of trackers share a loop at the cost of one.  The last ``uninstall`` sets the
     previous factory again; if somebody has put another one in front of ours meanwhile, ours
-    stays behind it and only passes on.  Either method may be called again without effect.
+    stays behind it and only passes on.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._installed = False
-
-    def install(self) -> None:
-        """Start tracking; call it in the loop's thread."""
-        if not self._installed:
-            self._installed = True
-            if self._loop not in _shared:
-                _shared[self._loop] = _Shared(self._loop)
-            _shared[self._loop].users += 1
+        self._loop: asyncio.AbstractEventLoop | None = loop
+        trackers, stop = _tracked.get(loop) or (0, _track(loop))
+        _tracked[loop] = trackers + 1, stop
 
     def uninstall(self) -> None:
-        """Stop tracking, unless another tracker of this loop goes on."""
-        if self._installed:
-            self._installed = False
-            shared = _shared[self._loop]
-            shared.users -= 1
-            if not shared.users:
-                del _shared[self._loop]
-                shared.remove(self._loop)
+        """Stop tracking, unless another tracker of this loop goes on; once more has no effect."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        trackers, stop = _tracked.pop(loop)
+        if trackers > 1:
+            _tracked[loop] = trackers - 1, stop
+        else:
+            stop(loop)
 
 
-class _Shared:
-    """The factory on one loop and the number of trackers that want it."""
+_Stop = Callable[[asyncio.AbstractEventLoop], None]
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.users = 0
-        self._previous = loop.get_task_factory()
-        self._factory, self._stop = _tracking_factory(loop, self._previous)
-        loop.set_task_factory(self._factory)
-
-    def remove(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._stop()
-        if loop.get_task_factory() is self._factory:
-            loop.set_task_factory(self._previous)
+_tracked: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[int, _Stop]] = WeakKeyDictionary()
+"""The number of trackers of each loop, and how to stop."""
 
 
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
+def _track(loop: asyncio.AbstractEventLoop) -> _Stop:
+    """Set a task factory that tracks in front of the one that is set; returns how to undo that.
 
-
-def _tracking_factory(
-    loop: asyncio.AbstractEventLoop, previous: TaskFactory | None
-) -> tuple[TaskFactory, Callable[[], None]]:
-    """A task factory, and how to make it transparent.
-
-    It takes any arguments: aiohttp on Python 3.14 passes ``eager_start``.
+    It takes any arguments: aiohttp on Python 3.14 passes ``eager_start``.  Nothing here keeps the
+    loop alive, as that would keep itself tracked.
     """
+    previous = loop.get_task_factory()
     tracking = True
     packages: dict[str, bool] = {}
     inside, create_task = _files_inside(), asyncio.create_task.__code__
     # Where loop.create_task is written in Python it is the caller, and needn't be looked at.
     nearest = 2 if isinstance(loop, asyncio.BaseEventLoop) else 1
     get_frame, now, current, current_exchange = sys._getframe, perf_counter, _current_task, CURRENT.get
-    new_task, make, chained = _Task, previous or _make_task, previous is not None
+    new_task, chained = _Task, previous is not None
+    make: TaskFactory = previous or _make_task
 
     def create(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
         if not tracking:
@@ -174,11 +155,14 @@ def _tracking_factory(
             pass
         return task
 
-    def stop() -> None:
+    def stop(loop: asyncio.AbstractEventLoop) -> None:
         nonlocal tracking
         tracking = False
+        if loop.get_task_factory() is create:
+            loop.set_task_factory(previous)
 
-    return create, stop
+    loop.set_task_factory(create)
+    return stop
 
 
 def _note_file(packages: dict[str, bool], file: str) -> bool:

@@ -275,13 +275,20 @@ class TestFactory:
         assert birth_of(task) is None
         loop.set_task_factory(None)
 
-    async def test_installing_or_uninstalling_twice_is_as_once(self) -> None:
-        tracker = TaskTracker(asyncio.get_running_loop())
-        tracker.install()
-        tracker.install()
-        tracker.uninstall()
-        tracker.uninstall()
-        assert asyncio.get_running_loop().get_task_factory() is None
+    async def test_is_let_go_once_by_each_who_shares_it(self) -> None:
+        loop = asyncio.get_running_loop()
+        first, second = Tasks().install(loop), Tasks().install(loop)
+        factory = loop.get_task_factory()
+        first.uninstall()
+        first.uninstall()
+        assert loop.get_task_factory() is factory
+        second.uninstall()
+        third = Tasks().install(loop)
+        second.uninstall()
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+        assert birth_of(task) is not None
+        third.uninstall()
 
     async def test_may_make_tasks_that_take_no_attributes(self) -> None:
         class Slotted:
