@@ -15,7 +15,7 @@ __all__ = ["Bundles"]
 
 _MOST = 10
 _MOST_BYTES = 8_000_000
-"""Of one as text: it is kept compressed."""
+"""Length of a bundle's text; it is kept compressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class _Bundle:
 
 
 class Bundles:
-    """The latest ten, as JSON text; works from any thread."""
+    """The latest ten bundles, as JSON text; works from any thread."""
 
     def __init__(self) -> None:
         self._kept: deque[_Bundle] = deque(maxlen=_MOST)
         self._ids = count(1)
 
     def keep(self, reason: str, text: str) -> int | None:
-        """Keep one; returns its id, or ``None`` if it is too large."""
+        """Keep ``text`` as a bundle; returns its id, or ``None`` if it is too large."""
         raw = text.encode("utf-8", "replace")
         if len(raw) > _MOST_BYTES:
             return None
@@ -45,13 +45,13 @@ class Bundles:
         return bundle.id
 
     def listed(self) -> list[dict[str, Any]]:
-        """What there is, the latest first."""
+        """Id, time, reason and size of each bundle, the latest first."""
         return [
             {"id": bundle.id, "at": bundle.at, "reason": bundle.reason, "bytes": bundle.size}
             for bundle in reversed(list(self._kept))
         ]
 
     def text(self, number: int) -> str | None:
-        """One of them; ``None`` if it isn't kept any more."""
+        """The text of a bundle; ``None`` if it isn't kept any more."""
         found = next((bundle for bundle in list(self._kept) if bundle.id == number), None)
         return None if found is None else zlib.decompress(found.compressed).decode()

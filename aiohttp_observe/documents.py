@@ -55,10 +55,10 @@ _LINES = 200
 _CANCELLED_AT_ONCE = 200
 _MOST_IN_BUNDLE = 500
 _BUNDLE_INTERVAL = 60.0
-"""Seconds from one of those bundles to the next."""
+"""Seconds from one bundle of a long block to the next."""
 _MOST_FINDINGS = 10
 _RESTARTS = 2
-"""Of a worker, after which it is told."""
+"""Restarts of a worker after which the verdict tells of it."""
 _STUCK_SECONDS = 1.0
 _MOST_LOOKED_AT = 50
 
@@ -114,11 +114,11 @@ class Documents:
         self._loop, self._monitor, self._thread = loop, monitor, threading.get_ident()
 
     def close(self) -> None:
-        """It has ended."""
+        """The application has ended."""
         self._loop = self._monitor = None
 
     def note(self) -> None:
-        """To be called several times a second, on the application's loop."""
+        """Take note of what the loop does just now; to be called several times a second, on that loop."""
         self._history.note()
         now = perf_counter()
         if now - self._noted >= _STUCK_SECONDS:
@@ -128,7 +128,7 @@ class Documents:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The application's.  Raises ``RuntimeError`` while it isn't running."""
+        """The application's loop.  Raises ``RuntimeError`` while it isn't running."""
         if self._loop is None:
             raise RuntimeError("the application isn't running: take a snapshot after its start-up")
         return self._loop
@@ -251,11 +251,11 @@ class Documents:
         return self._with_more_findings(snapshot)
 
     def snapshot(self, **filters: Any) -> Snapshot:
-        """The same at once; raises what `take_snapshot` does."""
+        """A snapshot with all findings, taken at once; raises what `take_snapshot` does."""
         return self._with_more_findings(take_snapshot(self.loop, loop_state=self.loop_state(), **filters))
 
     def _with_more_findings(self, snapshot: Snapshot) -> Snapshot:
-        """What no task shows, as it has ended."""
+        """``snapshot`` with the findings that no task shows, as what they tell of has ended."""
         self._recorder.settle()
         more = [
             *_was_blocked(self._incidents.worst_block()),
@@ -279,7 +279,7 @@ def _cancel_some(loop: asyncio.AbstractEventLoop, tasks: Iterator[asyncio.Task[A
 
 
 def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
-    """The service may end meanwhile: then there is nothing to keep."""
+    """Have nobody hear of a failed bundle: the service has ended meanwhile, and there is nothing to keep."""
     if not bundling.cancelled():
         bundling.exception()
 

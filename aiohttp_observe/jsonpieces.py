@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 __all__ = ["Long", "encode", "listed", "pieces"]
 
 encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
-"""Of plain data, without a space."""
+"""JSON of plain data, without a space."""
 
 
 def listed(items: Iterable[str], most: int) -> Iterator[str]:

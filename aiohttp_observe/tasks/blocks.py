@@ -13,11 +13,11 @@ from .chain import held_by
 __all__ = ["EXIT_IS_APART", "entered_by", "managers_in"]
 
 EXIT_IS_APART = sys.version_info >= (3, 14)
-"""The function and its object lie on the evaluation stack one after the other, not as a bound method."""
+"""Whether ``__aexit__`` and its object lie on the evaluation stack apart, not as a bound method."""
 
 
 def managers_in(held: Sequence[Any]) -> list[Any]:
-    """Of what a suspended frame holds, the managers whose ``__aexit__`` is to be called; outermost first."""
+    """The context managers whose ``__aexit__`` a suspended frame holds, to call it later; outermost first."""
     found = []
     for index, each in enumerate(held):
         if type(each) is MethodType:

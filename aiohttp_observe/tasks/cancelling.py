@@ -10,10 +10,10 @@ __all__ = ["cancel"]
 
 
 def cancel(task: asyncio.Task[Any]) -> None:
-    """As ``task.cancel()``, which fails for those that await each other, in a ring; on the task's loop.
+    """Cancel ``task``, be it one of a ring of tasks that await each other; call it on the task's loop.
 
-    asyncio passes the wish on to what a task awaits.  In a ring that has no end, and counts each
-    time as one more wish that somebody would have to take back.
+    ``task.cancel()`` passes the wish on to what the task awaits.  In a ring that has no end, and
+    counts each time as one more wish that somebody would have to take back.
     """
     if _has_no_end(task):
         _wake_as_cancelled(task)
@@ -22,7 +22,7 @@ def cancel(task: asyncio.Task[Any]) -> None:
 
 
 def _has_no_end(task: asyncio.Task[Any]) -> bool:
-    """Whether the wish would come round to where it was already."""
+    """Whether a wish to cancel ``task``, passed on, would come round to where it was already."""
     on_the_way, ended = {id(task)}, set[int]()
     way: list[tuple[Any, Iterator[Any]]] = [(task, _passed_on(task))]
     while way:
@@ -41,7 +41,7 @@ def _has_no_end(task: asyncio.Task[Any]) -> bool:
 
 
 def _passed_on(future: Any) -> Iterator[Any]:
-    """To whom asyncio passes the wish on: what a task awaits, what is gathered."""
+    """To whom asyncio passes a wish to cancel on: what a task awaits, what is gathered."""
     awaited = getattr(future, "_fut_waiter", None)
     if awaited is not None:
         yield awaited
@@ -63,6 +63,6 @@ def _wake_as_cancelled(task: asyncio.Task[Any]) -> None:
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:
-    """Its outcome was for the task that has gone on: nobody else is to hear of it."""
+    """Have nobody hear of the outcome: it was for the task that has gone on without it."""
     if not done.cancelled():
         done.exception()

@@ -95,7 +95,7 @@ class Chain:
                 break
 
     def _is_given(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the code around ``wait_for`` has it, so that it can't be made in there."""
+        """Whether the code around ``wait_for`` has ``task``, so that it can't be made in there."""
         return any(held is task for around in self.awaitables[:-1] for held in held_by(around))
 
     def module(self, index: int) -> str:
@@ -125,7 +125,7 @@ def _read_nothing(awaitable: Any) -> tuple[FrameType | None, Any]:
 
 
 def _read_other(awaitable: Any) -> tuple[FrameType | None, Any]:
-    """Coroutines compiled by Cython, and iterators in front of what is really awaited."""
+    """Frame and next link of a coroutine that Cython compiled, or an iterator in front of what is awaited."""
     if type(awaitable).__name__ == "FutureIter":  # the end of nearly every chain
         return None, None
     if hasattr(awaitable, "cr_await"):

@@ -19,7 +19,7 @@ class Need(NamedTuple):
 
 
 def cycles(needs: Mapping[int, Need]) -> Generator[None, None, list[tuple[int, ...]]]:
-    """The cycles, each in the order of waiting, one for each group of tasks that is stuck; in slices.
+    """Find the cycles, each in the order of waiting, one for each group of tasks that is stuck; in slices.
 
     A task without a need can go on by itself, and so can, in turn, those that wait for it.
     """

@@ -35,7 +35,7 @@ class Driven(Protocol):
         """``coro`` goes on; what it awaited was ``future``, with these callbacks when the wait began."""
 
     def held(self, seconds: float) -> None:
-        """It has just held the loop for that long."""
+        """The coroutine has just held the loop for that long."""
 
 
 @coroutine

@@ -59,7 +59,7 @@ def awaited(future: Any, callbacks: Sequence[Any] | None = None) -> Awaited:
 
 
 def _gathered(children: Iterable[Any], depth: int = 8) -> Iterator[Any]:
-    """What is gathered, by a gather within a gather too."""
+    """What a gather waits for, what is gathered by a gather within it included."""
     for child in children:
         within = getattr(child, "_children", None)
         if isinstance(within, list) and depth:
@@ -96,12 +96,12 @@ def first_is_enough(awaitables: Sequence[Any], index: int) -> bool:
 
 
 def next_is_enough(awaitables: Sequence[Any], index: int) -> bool:
-    """``asyncio.as_completed`` waits for any one."""
+    """Whether one of the futures is enough: ``asyncio.as_completed`` waits for any one."""
     return True
 
 
 def grouped(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
-    """What a ``TaskGroup`` waits for at its end."""
+    """The tasks that a ``TaskGroup`` waits for at its end."""
     groups = (held for held in held_by(awaitables[index]) if isinstance(held, _TaskGroup))
     return next((group._tasks for group in groups), ())
 

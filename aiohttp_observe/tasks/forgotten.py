@@ -33,7 +33,7 @@ def is_forgotten(task: asyncio.Task[Any]) -> bool | None:
 
 
 def _is_passing(referrer: Any, future: Any) -> bool:
-    """What refers to the future only because it is awaited, or looked at just now."""
+    """Whether ``referrer`` has the future only because that is awaited, or looked at just now."""
     if isinstance(referrer, FrameType):
         return referrer.f_code in (is_forgotten.__code__, drive.__code__)
     return type(referrer).__name__ == "FutureIter" or (

@@ -41,13 +41,13 @@ class Crowd:
         self.oldest: float | None = None
 
     def add(self, seen: Seen) -> None:
-        """One more."""
+        """Count one more task."""
         self.count += 1
         if seen.age is not None and (self.oldest is None or seen.age > self.oldest):
             self.oldest, self.first = seen.age, seen
 
     def add_own(self, exchange: Exchange, *, idle: bool, polls: bool) -> None:
-        """It is the own task of that request."""
+        """Count the task just added as the own task of ``exchange``."""
         self.own += 1
         self._idle += idle
         self._polls += polls
@@ -56,7 +56,7 @@ class Crowd:
 
     @classmethod
     def of(cls, crowds: Sequence[Crowd]) -> Crowd:
-        """All of them together."""
+        """One crowd of all the tasks of ``crowds``."""
         oldest = max(crowds, key=lambda crowd: crowd.oldest or 0.0)
         whole = cls(oldest.first)
         whole.oldest = oldest.oldest
@@ -67,7 +67,7 @@ class Crowd:
         return whole
 
     def at_work(self) -> int:
-        """How many of its own requests don't just wait until there is something to do or to tell.
+        """How many requests in the crowd don't just wait until there is something to do or to tell.
 
         A queue or condition that a library waits at, with a timeout, is most likely that of a
         pool of connections: who waits there is at work.
@@ -77,7 +77,7 @@ class Crowd:
 
     @property
     def line(self) -> Frame | None:
-        """Where they stand."""
+        """The line at which the tasks stand."""
         return self.first.line
 
 
@@ -91,7 +91,7 @@ class Encounter(Crowd):
         self.crowds: dict[Crowd, int] = {}
 
     def add_of(self, crowd: Crowd, seen: Seen, exchange: Exchange, *, polls: bool) -> None:
-        """One more, which isn't idle."""
+        """Count one more request, which stands in ``crowd`` and isn't idle."""
         self.add(seen)
         self.add_own(exchange, idle=False, polls=polls)
         self.crowds[crowd] = self.crowds.get(crowd, 0) + 1
@@ -133,7 +133,7 @@ class Groups:
             self._meet(id(reading.resource), crowd, seen, exchange, polls)
 
     def _meet(self, resource: int, crowd: Crowd, seen: Seen, exchange: Exchange, polls: bool) -> None:
-        """``resource`` is its `id`: the first one that waits there keeps it."""
+        """Note who waits at a resource, given by its `id`: the first who waits there keeps that its own."""
         encounter = self._encounters.get(resource)
         if encounter is None:
             first = self._alone.setdefault(resource, (crowd, seen, exchange, polls))
@@ -148,7 +148,7 @@ class Groups:
         return sorted(self._encounters.values(), key=lambda encounter: -encounter.own)
 
     def lines(self) -> list[list[Crowd]]:
-        """Those of `crowds` that wait for the same, at the same line, together, whatever led them there."""
+        """The crowds that wait, in lists of those that wait for the same at the same line."""
         lines: dict[tuple[Frame | None, str], list[Crowd]] = {}
         for crowd in self.crowds():
             if crowd.first.reading is not None:
@@ -156,7 +156,7 @@ class Groups:
         return list(lines.values())
 
     def crowds(self) -> list[Crowd]:
-        """All, those in the service's own code before those in a library's, the largest first."""
+        """All crowds, those in the service's own code before those in a library's, the largest first."""
         return sorted(self._crowds.values(), key=lambda crowd: (_is_foreign(crowd.line), -crowd.count))
 
     def total(self) -> int:
@@ -168,7 +168,7 @@ class Groups:
         return sum(crowd.count for crowd in self._crowds.values() if crowd.first.coro == _CONNECTION)
 
     def summary(self, *, connections: bool = True) -> Summary:
-        """They in numbers, those that serve connections among them or not."""
+        """The tasks in numbers, with or without those that do nothing but serve a connection."""
         by_state: Counter[str] = Counter()
         waiting: Counter[str] = Counter()
         by_coro: Counter[str] = Counter()
@@ -195,11 +195,11 @@ class Groups:
         return sum(crowd.own for crowd in self._crowds.values())
 
     def at_work(self) -> int:
-        """How many of these don't just wait until there is something to do or to tell."""
+        """How many requests don't just wait until there is something to do or to tell."""
         return sum(crowd.at_work() for crowd in self._crowds.values())
 
     def top(self) -> tuple[Group, ...]:
-        """The largest, in words."""
+        """The largest crowds, as the documents show them."""
         return tuple(_group(crowd) for crowd in self.crowds()[:_MOST])
 
 

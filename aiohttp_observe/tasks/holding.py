@@ -21,9 +21,9 @@ from .tracker import exchange_of, is_adopted
 __all__ = ["held_seconds", "note_contention"]
 
 _holders: WeakKeyDictionary[Any, dict[int, tuple[Any, float]]] = WeakKeyDictionary()
-"""What each task inside waited for, weakly, and when that was first seen, by its id."""
+"""Of each lock and the id of each task inside: what that waited for, weakly, and since when it is seen to."""
 _heads: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
-"""The waiter at the head of the queue, weakly, and when it was first seen there."""
+"""Of each lock: the waiter at the head of its queue, weakly, and when it was first seen there."""
 
 
 def held_seconds(resource: Any, holders: dict[int, asyncio.Task[Any]], now: float) -> float | None:
@@ -53,7 +53,7 @@ def _note_head(task: asyncio.Task[Any], now: float) -> None:
 
 
 def _head_of(resource: Any) -> Any:
-    """The future that is let in next."""
+    """The future of the waiter that ``resource`` lets in next."""
     waiters = getattr(resource, "_waiters", None)
     return next((waiter for waiter in list(waiters) if not waiter.done()), None) if waiters else None
 
@@ -94,6 +94,6 @@ def _known(memory: WeakKeyDictionary[Any, Any], resource: Any) -> Any:
 
 
 def _suspended_since(task: asyncio.Task[Any]) -> list[float]:
-    """A request's own task hasn't left its ``async with`` since it was last run."""
+    """Since when a request's own task is suspended: it can't have left its ``async with`` meanwhile."""
     exchange = exchange_of(task) if is_adopted(task) else None
     return [] if exchange is None or exchange.suspended_at is None else [exchange.suspended_at]

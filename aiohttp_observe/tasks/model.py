@@ -37,7 +37,7 @@ class Frame:
 
     @property
     def short(self) -> str:
-        """``db.py:31``."""
+        """The place in short: ``db.py:31``."""
         return f"{PurePath(self.file).name}:{self.line}"
 
 

@@ -25,7 +25,7 @@ _TAKES = {"get", "get_nowait"}
 
 
 class Holder(Protocol):
-    """What refers to the queue on our side; nothing here may keep another reference to it."""
+    """Has the queue as its ``resource``; nothing in this room may keep another reference to that."""
 
     resource: Any
 

@@ -98,7 +98,7 @@ class Meetings:
             self._waits[number] = reading
 
     def resources(self, limit: int) -> tuple[Resource, ...]:
-        """Those that somebody waits at, the most wanted first, ``limit`` of them."""
+        """The resources that somebody waits at, the most wanted first, ``limit`` of them."""
         wanted = sorted((m for m in self._known.values() if m.waiters), key=lambda m: -len(m.waiters))
         now = perf_counter()
         return tuple(self._told(meeting, now) for meeting in wanted[:limit])
@@ -131,7 +131,7 @@ class Meetings:
         return (self.tasks[number] for number, reading in self.readings.items() if reading is not None)
 
     def _cycles(self, timed: Set[int]) -> Generator[None, None, tuple[tuple[int, ...], ...]]:
-        """Those that are certain, without the tasks and resources that are ``timed``."""
+        """The deadlocks that are certain, without the tasks and resources that are ``timed``."""
         jammed = {}
         for count, meeting in enumerate(self._known.values(), 1):
             if count % _SLICE == 0:
@@ -181,7 +181,7 @@ class Meetings:
         return any(_has_blocks(code) for task in self._live() for code in running_codes(task))
 
     def _is_certain(self, stuck: Iterable[int]) -> bool:
-        """Whether the tasks among these still wait as they did.
+        """Whether the tasks among ``stuck``, which are ids of tasks and resources, still wait as they did.
 
         A picture is made in slices, between which tasks go on.
         """
@@ -231,7 +231,7 @@ class Meetings:
         return needs
 
     def _writers(self, meeting: _Meeting) -> list[int]:
-        """Those that wait to put something into it, for as long as it takes."""
+        """The tasks that wait to put something into a queue, for as long as it takes."""
         if not isinstance(meeting.resource, asyncio.Queue):
             return []
         waits = self._waits
@@ -245,7 +245,7 @@ class Meetings:
         return len(meeting.holders) >= places and self._waits.keys() >= meeting.holders.keys()
 
     def _hopeless(self, reading: Reading) -> list[int]:
-        """Those of the tasks waited for that wait as well; none if another one is enough."""
+        """Of the tasks waited for those that wait as well; none if another one is enough."""
         tasks = [number_of(future) for future in reading.on if _is_pending_task(future)]
         waiting = [task for task in tasks if task in self._waits]
         return waiting if not reading.any_of or len(waiting) == len(tasks) else []
@@ -258,7 +258,7 @@ class Meetings:
 
 
 def _entered(semaphore: asyncio.Semaphore) -> int:
-    """How many are in or at an ``async with`` block of it, running tasks included."""
+    """How many tasks are in or at an ``async with`` block of ``semaphore``, running ones included."""
     referrers = gc.get_referrers(semaphore)
     if EXIT_IS_APART:
         suspended = (each for each in referrers if type(each) in _SUSPENDED)
@@ -322,7 +322,7 @@ def is_asked_for_by_library(task: asyncio.Task[Any]) -> bool:
 
 
 def _asked_at(chain: Chain) -> Frame | None:
-    """The innermost place outside asyncio."""
+    """The innermost place of ``chain`` outside asyncio."""
     for index in range(len(chain.frames) - 1, -1, -1):
         if not chain.module(index).startswith("asyncio."):
             return chain.place(index)
@@ -330,7 +330,7 @@ def _asked_at(chain: Chain) -> Frame | None:
 
 
 def _condition_of(resource: Any) -> str:
-    """Whether it is open, from its own public methods, which a subclass may have broken."""
+    """Whether ``resource`` is open, by its own public methods, which a subclass may have broken."""
     try:
         return _told_by(resource)
     except Exception:
@@ -338,7 +338,7 @@ def _condition_of(resource: Any) -> str:
 
 
 def state_of(resource: Any) -> str:
-    """The same with the numbers there are: the free permits of a semaphore too."""
+    """Whether ``resource`` is open, in numbers if there are any: ``locked``, ``2 free of 5``, ``3 of 10``."""
     free, places = getattr(resource, "_value", None), getattr(resource, "_bound_value", None)
     if isinstance(resource, asyncio.Semaphore) and isinstance(free, int):
         return f"{free} free of {places}" if places else f"{free} free"

@@ -66,7 +66,7 @@ class Rows:
 
 
 def _task_numbers(futures: Any) -> Iterator[int]:
-    """The ids of those that are tasks and still at it."""
+    """The ids of those among ``futures`` that are tasks and still at it."""
     for future in futures:
         if isinstance(future, asyncio.Task) and not future.done():
             yield number_of(future)

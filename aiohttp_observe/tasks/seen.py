@@ -83,7 +83,7 @@ class Look:
         return Seen(task, state, coro, stack.frames, stack.line, reading, age, exchange, None)
 
     def _shared(self, reading: Reading) -> Reading:
-        """The first of those that say the same: thousands would set off a whole garbage collection."""
+        """The first of the readings that say the same: thousands would set off a whole garbage collection."""
         if reading.on:
             return reading
         key = reading.kind, reading.detail, id(reading.resource), reading.any_of, reading.timed

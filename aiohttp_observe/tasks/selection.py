@@ -95,7 +95,7 @@ def _shown(seen: Seen) -> Iterator[str]:
 
 
 def _matches(coro: str, wanted: str) -> bool:
-    """Glob patterns match the whole name; anything else any part of it; after a ``!``, what doesn't match."""
+    """Whether ``wanted`` is part of the name or a glob pattern for all of it; after a ``!`` the contrary."""
     if wanted.startswith("!"):
         return not _matches(coro, wanted[1:])
     return fnmatchcase(coro, wanted) if any(mark in wanted for mark in "*?[") else wanted in coro

@@ -74,7 +74,7 @@ async def snapshot_without_blocking(
     loop_state: LoopState | None = None,
     **filters: Any,
 ) -> Snapshot:
-    """As `take_snapshot`, in slices between which the calling loop goes on with its work.
+    """What `take_snapshot` gives, made in slices between which the calling loop goes on with its work.
 
     Tasks that end meanwhile are left out.
     """
@@ -172,7 +172,7 @@ class _Picture:
         return [tasks[number] for number in sorted(stuck - shown)[:_MOST_STUCK] if not tasks[number].done()]
 
     def snapshot(self) -> Snapshot:
-        """The result."""
+        """The picture, once all steps have been made."""
         meetings, groups, look = self._look.meetings, self._groups, self._look
         resources, deadlocks = self._resources, self._deadlocks
         growing = grown(self._loop, self._all)

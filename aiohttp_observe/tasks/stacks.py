@@ -93,7 +93,7 @@ class Stacks:
         return len(self._known)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget all stacks: the memory begins anew."""
         self._known.clear()
 
 
@@ -146,7 +146,7 @@ def _fixed_phrase(chain: Chain, marks: Sequence[tuple[int, Rule | None]]) -> _Ph
 
 
 def _rules_at(chain: Chain, stack: Stack) -> Iterator[tuple[int, Rule]]:
-    """Those of this very task, where an ``async with`` block may or may not be a timeout."""
+    """The rules that hold for this very task, whose ``async with`` blocks may or may not be timeouts."""
     for index, rule in stack.marks:
         if rule is None:
             if timeouts_of(chain.awaitables, index):
@@ -190,7 +190,7 @@ def read_wait(chain: Chain, stack: Stack) -> Reading:
 
 
 def _constant(phrase: _Phrase | None) -> Reading | None:
-    """The reading if even that is the same for every task."""
+    """The reading that ``phrase`` gives, if it is the same for every task at these places."""
     if phrase is None or phrase.kind is None or not phrase.final:
         return None
     if any(rule.awaits or rule.resource or rule.timed for _, rule in phrase.rules):

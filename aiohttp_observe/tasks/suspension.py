@@ -35,7 +35,7 @@ def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> st
 
 
 def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
-    """Kind and detail of what it waits for, as a snapshot has them; ``None`` if nothing.  Never raises."""
+    """Kind and detail of what ``task`` waits for, as a snapshot has them, if it waits.  Never raises."""
     try:
         chain = Chain.of(task)
         reading = read_wait(chain, stack_of_chain(chain)) if chain.waits else None
@@ -45,7 +45,7 @@ def waits_for(task: asyncio.Task[Any]) -> tuple[str, str] | None:
 
 
 def outbound_call(task: asyncio.Task[Any]) -> str | None:
-    """``GET inventory``: the request of aiohttp's client that it waits in, if it does.  Never raises."""
+    """The request of aiohttp's client that ``task`` waits in, if any: ``GET inventory``.  Never raises."""
     try:
         for awaitable in reversed(Chain.of(task).awaitables):
             for held in held_by(awaitable):
@@ -57,7 +57,7 @@ def outbound_call(task: asyncio.Task[Any]) -> str | None:
 
 
 def whereabouts(task: asyncio.Task[Any]) -> str:
-    """What it waits for, and the service's own line that does, in words.  Never raises."""
+    """What ``task`` waits for, and the service's own line that does, in words.  Never raises."""
     try:
         chain = Chain.of(task)
         stack = stack_of_chain(chain)
@@ -69,7 +69,7 @@ def whereabouts(task: asyncio.Task[Any]) -> str:
 
 
 def stack_of_chain(chain: Chain) -> Stack:
-    """Its stack, from a memory of those met lately."""
+    """The stack of ``chain``, from a memory of those met lately."""
     if len(_stacks) > _MOST_STACKS:
         _stacks.forget()
     return _stacks.of(chain)

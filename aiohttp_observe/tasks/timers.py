@@ -14,7 +14,7 @@ __all__ = ["within_reach_of_timers"]
 _DEEPEST = 8
 """Links that are followed: what leads further is nobody's timer."""
 _MOST = 100
-"""Things that one of them may have, likewise."""
+"""Things that one link may have: more are nobody's timer either."""
 
 _SLEEP = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
 _CONTAINERS = (tuple, list, set, dict)

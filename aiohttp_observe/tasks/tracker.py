@@ -73,7 +73,7 @@ class Birth:
 
     @property
     def age(self) -> float:
-        """Seconds since then."""
+        """Seconds since the task was created."""
         return perf_counter() - self.created
 
 
@@ -91,7 +91,7 @@ class TaskTracker:
         _tracked[loop] = trackers + 1, stop
 
     def uninstall(self) -> None:
-        """Stop tracking, unless another tracker of this loop goes on; once more has no effect."""
+        """Stop tracking, unless another tracker of this loop goes on; a second call has no effect."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -166,7 +166,7 @@ def _track(loop: asyncio.AbstractEventLoop) -> _Stop:
 
 
 def _note_file(packages: dict[str, bool], file: str) -> bool:
-    """Whether tasks made there are made on behalf of who called it, as in an installed package.
+    """Whether tasks made in ``file`` are made on behalf of who called it, as in an installed package.
 
     Not so aiohttp's server, which nobody has called.
     """
@@ -247,7 +247,7 @@ def birth_of(
 
 
 def age_of(task: asyncio.Future[Any], now: float | None = None) -> float | None:
-    """Its age in seconds at ``now`` of `time.perf_counter`, if it was tracked or is a request's own."""
+    """Seconds from when ``task`` was made to ``now``, if it was tracked or is a request's own."""
     if now is None:
         now = perf_counter()
     born = getattr(task, "_observe_birth", None)
@@ -258,7 +258,7 @@ def age_of(task: asyncio.Future[Any], now: float | None = None) -> float | None:
 
 
 def is_made_by_wait_for(task: asyncio.Task[Any]) -> bool:
-    """Whether ``asyncio.wait_for`` made it, as far as is known: it does up to Python 3.11."""
+    """Whether ``asyncio.wait_for`` made ``task``, as far as is known: it does up to Python 3.11."""
     born = getattr(task, "_observe_birth", None)
     return born is None or born[3] is _WAIT_FOR
 
@@ -272,7 +272,7 @@ def adopt(task: asyncio.Future[Any], exchange: Exchange) -> None:
 
 
 def is_adopted(task: asyncio.Future[Any]) -> bool:
-    """Whether it is a request's own task."""
+    """Whether ``task`` is a request's own."""
     return hasattr(task, "_observe_exchange")
 
 
@@ -298,7 +298,7 @@ def name_operation(task: asyncio.Future[Any], name: str | None) -> str | None:
 
 
 def operation_of(task: asyncio.Future[Any]) -> str | None:
-    """The operation it is in."""
+    """The name of the operation that ``task`` is in."""
     name: str | None = getattr(task, "_observe_operation", None)
     return name
 
@@ -321,7 +321,7 @@ coroutine_of: Callable[[asyncio.Task[Any]], Any] = (
 
 
 def coro_of(task: asyncio.Task[Any]) -> str:
-    """The qualified name of its coroutine."""
+    """The qualified name of a task's coroutine."""
     return qualified_name(coroutine_of(task))
 
 

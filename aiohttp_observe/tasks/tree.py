@@ -13,7 +13,7 @@ from .places import line_to_name
 __all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text"]
 
 _MOST_HOLDERS = 5
-"""Of a resource, to which those who wait there lead: all that wait times all that hold may be millions."""
+"""Holders of a resource that each who waits there leads to: to all of them it might be millions of edges."""
 _SLICE = 100
 """Nodes or edges in one piece of text."""
 
@@ -108,7 +108,7 @@ def tree_pieces(tree: Tree) -> Iterator[str]:
 
 
 def tree_text(tree: Tree) -> str:
-    """Both trees, indented; a task that stands there already is only mentioned."""
+    """Who awaits whom and who started whom, indented; a task that stands there already is only mentioned."""
     return "".join(f"{line}\n" for line in tree_lines(tree))
 
 
@@ -135,7 +135,7 @@ def _path(cycle: Sequence[int], nodes: Mapping[int, Node]) -> str:
 
 
 def _drawn(nodes: Mapping[int, Node], below: Mapping[int, Sequence[tuple[int, str]]]) -> Iterator[str]:
-    """Each task once, under the first that leads to it; the roots are those that none leads to."""
+    """Draw each task once, under the first that leads to it; the roots are those that none leads to."""
     led_to = {task for tasks in below.values() for task, _ in tasks}
     drawn: set[int] = set()
     # Whatever is in a cycle, or below one, has no root: it comes last.

@@ -23,9 +23,9 @@ __all__ = ["findings", "was_blocked"]
 _CROWD = 10
 """Tasks waiting at one place, or for one thing, that are worth a sentence."""
 _LONG_SECONDS = 10.0
-"""Time for which a lock that anybody waits for is held that is worth one however few wait."""
+"""Time for which a lock is held that is worth a sentence however few wait for it."""
 _SHARE = 0.5
-"""Share of the requests at work that wait at one line that is worth one."""
+"""Share of the requests at work that wait at one line that is worth a sentence."""
 _OPEN = {
     *("async_generator", "barrier", "condition", "event", "future", "gather", "queue_put", "shield"),
     *("stream", "task", "task_group", "timeout", "wait", "wait_for"),
@@ -42,7 +42,7 @@ _MEETING_PLACES = (
 """What may be waited at for anything, too; a lock, a semaphore or a pool is waited for until it is free."""
 _BY_THREADS = {"dns", "executor"}
 _LASTING_SECONDS = 1.0
-"""For a call to a thread: others are over before anybody could look into it."""
+"""Time for which a request waits for a thread that is worth a sentence: shorter waits are soon over."""
 _MOST = 20
 
 
@@ -56,7 +56,7 @@ def findings(
     growing: Sequence[Growing],
     executor: Any = None,
 ) -> tuple[Finding, ...]:
-    """All that stands out, at most 20 sentences.
+    """All that stands out among the tasks, at most 20 sentences.
 
     ``running`` is the task that the loop runs, ``executor`` the loop's default one, if it has one.
     """
@@ -93,7 +93,7 @@ def _by(blocked: Blocked, running: asyncio.Task[Any] | None) -> str:
 
 
 def was_blocked(seconds: float, ago: float, frame: Frame | None, by: str | None) -> Finding:
-    """A block that was over ``ago`` seconds ago, at ``frame`` and by whom, as far as that was seen."""
+    """The finding of a block that was over ``ago`` seconds ago; ``frame`` and ``by`` as far as was seen."""
     place = "" if frame is None else f", in {frame.function} ({frame.short})"
     who = f" by {by}" if by else ""
     unseen = "" if place or who else ", nobody saw by what"
@@ -113,7 +113,7 @@ class _Verdict:
         return Finding(f"deadlock: {' → '.join(names)}", "deadlock", tuple(cycle))
 
     def held(self, resources: Sequence[Resource], in_deadlock: set[int]) -> Iterator[Finding]:
-        """Locks and semaphores that many wait for, or that are held for long."""
+        """Tell of locks and semaphores that many wait for, or that are held for long."""
         for resource in resources:
             if not resource.holders or in_deadlock.issuperset(resource.holders + resource.waiters):
                 continue
@@ -127,7 +127,7 @@ class _Verdict:
                 )
 
     def full(self, executor: Any) -> Iterator[Finding]:
-        """The threads of the loop's default executor, if calls wait for one and not just for a moment."""
+        """Tell of the loop's default executor, if calls wait for a thread and not just for a moment."""
         threads, waiting = _load_of(executor)
         if not waiting:
             return
@@ -142,7 +142,7 @@ class _Verdict:
             )
 
     def crowds(self, resources: Sequence[Resource]) -> Iterator[Finding]:
-        """Many requests that wait for one thing, or at one line, which nobody is known to hold."""
+        """Tell of many requests that wait for one thing, or at one line, which nobody is known to hold."""
         held = {resource.id for resource in resources if resource.holders}
         told = Counter[Crowd]()
         for encounter in self._groups.encounters():
@@ -198,7 +198,7 @@ class _Verdict:
         return f"{held} by {self._holder(resource.holders[0], known=resource.held_seconds is not None)}"
 
     def _holder(self, number: int, *, known: bool = True) -> str:
-        """Who it is, since when if that says more than how long it has held, and what it waits for."""
+        """Who a holder is, since when if that isn't told otherwise, and what it waits for itself."""
         task = self._meetings.tasks[number]
         exchange = exchange_of(task)
         who = f"task {title_of(task)}"
@@ -228,14 +228,14 @@ def _waits_in(crowd: Crowd, kinds: Container[str]) -> bool:
 
 
 def _is_lasting(crowd: Crowd) -> bool:
-    """Whether its oldest, a request, has waited for long enough."""
+    """Whether the oldest of ``crowd``, if a request's own, has waited for long enough to tell."""
     exchange = crowd.first.exchange
     since = None if exchange is None else exchange.suspended_at
     return crowd.own > 0 and since is not None and perf_counter() - since >= _LASTING_SECONDS
 
 
 def _load_of(executor: Any) -> tuple[int, int]:
-    """How many threads it has, and how many calls wait, if it has all that it may have: of any class."""
+    """How many threads an executor of any class has, and how many calls wait if it may have no more."""
     try:
         threads = len(executor._threads)
         return threads, int(executor._work_queue.qsize()) if threads >= executor._max_workers else 0
@@ -290,5 +290,5 @@ def _of_all(number: int, requests: int) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """Three digits say enough: ``93``, ``7.5``, ``7``."""
+    """``seconds`` in as few digits as say enough: ``93``, ``7.5``, ``7``."""
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}".removesuffix(".0")

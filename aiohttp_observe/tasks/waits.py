@@ -97,7 +97,7 @@ def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
 
 
 def _owner(qualname: str) -> str | None:
-    """The class whose method it is: tasks that wait in it meet at its object."""
+    """The class whose method is named ``qualname``: tasks that wait in it meet at its object."""
     return qualname.rpartition("<locals>.")[2].rpartition(".")[0].rpartition(".")[2] or None
 
 
@@ -109,7 +109,7 @@ def registered_state(resource: Any) -> str | None:
 
 
 def _connections(connector: Any) -> str:
-    """Of aiohttp's client, those that are in use."""
+    """How many connections of aiohttp's client are in use, of how many it may have."""
     limits = f"{len(connector._acquired)} of {connector.limit or 'unlimited'}"
     return f"{limits}, {connector.limit_per_host} a host" if connector.limit_per_host else limits
 
@@ -135,7 +135,7 @@ def rule_for(chain: Chain, index: int) -> Rule | None:
 
 
 def _qualname(chain: Chain, index: int) -> str:
-    """The function's qualified name, of its code where that has it.
+    """The qualified name of a link's function, that of its code where it has one.
 
     It has from Python 3.11 on, and not where Cython compiled it.  The coroutine has one too,
     but if its function wraps another that is the other one's.
@@ -162,7 +162,7 @@ def _is_timeout(manager: Any) -> bool:
 
 
 def _pooled_host(wait: Any, label: str) -> str:
-    """Adds the host that a connection of aiohttp's pool is wanted for."""
+    """Add to ``label`` the host that a connection of aiohttp's pool is wanted for."""
     for held in held_by(wait):
         if type(held).__name__ == "ConnectionKey":
             return f"{label} to {held.host}"

@@ -52,7 +52,7 @@ class Circumstances:
             _note_scheduled(seen.task, self.now)
 
     def conclude(self, resources: Iterable[Resource]) -> None:
-        """All have been noted, and these are the resources that they wait at."""
+        """Work out what is known once all tasks have been noted; ``resources`` are what they wait at."""
         self._medians = {line: median(waits) for line, waits in self._waits.items() if len(waits) >= _PEERS}
         for resource in resources:
             for holder in resource.holders:
@@ -66,12 +66,12 @@ class Circumstances:
         return self.now - exchange.suspended_at if is_adopted(seen.task) else None
 
     def median_of_peers(self, seen: Seen) -> tuple[float, int] | None:
-        """The median wait at its line, and of how many; ``None`` of too few."""
+        """The median wait at the line of a task, and of how many tasks; ``None`` of too few."""
         known = self._medians.get(id(seen.line))
         return None if known is None else (known, len(self._waits[id(seen.line)]))
 
     def wanted_from(self, seen: Seen) -> Resource | None:
-        """What it holds and others wait for."""
+        """The resource that a task holds and others wait for."""
         return self._wanted.get(number_of(seen.task))
 
 
@@ -132,7 +132,7 @@ def _cancelling(seen: Seen, known: Circumstances) -> str | None:
 
 
 def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
-    """Whether it waits in the ``except`` or ``finally`` that a ``CancelledError`` has led to."""
+    """Whether ``task`` waits in the ``except`` or ``finally`` that a ``CancelledError`` has led to."""
     held = (each for awaitable in Chain.of(task).awaitables for each in held_by(awaitable))
     return any(isinstance(each, asyncio.CancelledError) for each in held)
 
@@ -171,7 +171,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "scheduled": (_lost_wakeup, _cancelling),
     "waiting": (_not_examined, _held_across, _cancelling),
 }
-"""Those that can say something of a task in each state."""
+"""The rules that can say something of a task in each state."""
 
 
 def warnings_of(seen: Seen, known: Circumstances) -> tuple[str, ...]:
@@ -183,7 +183,7 @@ def warnings_of(seen: Seen, known: Circumstances) -> tuple[str, ...]:
 
 
 def is_orphan(seen: Seen) -> bool:
-    """Whether its request has finished, unless it is the request's own, or spawned and so supervised."""
+    """Whether a task outlives its request, and is neither the request's own nor spawned and so supervised."""
     task, exchange = seen.task, seen.exchange
     return (
         exchange is not None
