@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import logging
@@ -16,6 +17,8 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from enum import IntEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -398,6 +401,25 @@ async def test_what_a_handler_changes_after_logging_is_not_in_the_line() -> None
     assert (line["message"], line["items"]) == ("sold ['tea']", ["tea"])
 
 
+class Ratio(float):
+    def __str__(self) -> str:
+        return f"{float(self):.0%}"
+
+
+async def test_what_is_a_number_is_one_whatever_it_is_called_besides() -> None:
+    odd = {"status": HTTPStatus.OK, "ratio": Ratio(0.5), "without": Ratio("nan"), "huge": Huge.TIMES}
+    output = await written_by(lambda: shop.info("here", extra={**odd, "nested": [odd], "told": True}))
+    (line,) = output.of("shop")
+    numbers = {"status": 200, "ratio": 0.5, "without": "nan", "huge": hex(2**70)}
+    assert {name: line[name] for name in odd} == numbers
+    assert line["nested"] == [numbers]
+    assert line["told"] is True
+
+
+class Huge(IntEnum):
+    TIMES = 2**70
+
+
 async def test_lines_stay_in_order() -> None:
     def work() -> None:
         for number in range(2000):
@@ -563,6 +585,18 @@ async def test_there_is_one_line_with_the_access_logger_given_as_well(
     async with serving(application(int, metrics=None), access_log_class=AccessLogger) as service:
         await service.get("/work")
     assert len([record for record in caplog.records if "access" in record.name]) == 1
+
+
+@pytest.mark.parametrize("logs", [None, Logs(access=False)], ids=["no logs", "no access line"])
+async def test_the_access_logger_writes_where_logs_do_not(
+    logs: Logs | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app = application(int, metrics=None, logs=logs)
+    async with serving(app, access_log_class=AccessLogger) as service:
+        await service.get("/work")
+    (record,) = [record for record in caplog.records if "access" in record.name]
+    assert (record.name, record.getMessage()) == ("aiohttp_observe.access", "GET /work 200")
 
 
 # Where the service has configured logging itself
@@ -768,6 +802,12 @@ class Terminal(Output):
         return True
 
 
+async def test_level_and_format_are_taken_in_any_case() -> None:
+    text = (await written_by(lambda: shop.warning("here"), level="warning", format="Text")).getvalue()
+    assert " WARNING shop: here " in text
+    assert "GET /work" not in text
+
+
 async def test_levels_are_coloured_on_a_terminal_only() -> None:
     terminal = Terminal()
     app = application(
@@ -919,6 +959,76 @@ async def test_a_stream_that_is_not_utf_8_gets_escapes() -> None:
     assert b"tea \\U0001fad6" in raw.getvalue()
 
 
+class Tee:
+    """Writes to two streams, and says of all else what the first one does."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self._first, self._second = first, second
+
+    def write(self, text: str) -> None:
+        self._first.write(text)
+        self._second.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._first, name)
+
+
+async def written_to(stream: Any) -> None:
+    """Have a service write one line, at its one request."""
+    logs = Logs(stream=stream, replace=True, level="WARNING")
+    metrics = Metrics(registry=CollectorRegistry())
+    async with serving(application(lambda: shop.warning("tea 🫖"), logs=logs, metrics=metrics)) as service:
+        await service.get("/work")
+
+
+async def test_what_a_stream_does_beside_writing_to_its_file_is_done(tmp_path: Path) -> None:
+    """Both have the descriptor of their file."""
+    with gzip.open(tmp_path / "log.gz", "wt", encoding="utf-8") as compressed:
+        await written_to(compressed)
+    with gzip.open(tmp_path / "log.gz", "rt", encoding="utf-8") as compressed:
+        assert json.loads(compressed.read())["message"] == "tea 🫖"
+    other = Output()
+    with (tmp_path / "log").open("w", encoding="utf-8") as file:
+        await written_to(Tee(file, other))
+    assert (tmp_path / "log").read_text(encoding="utf-8") == other.getvalue()
+    assert other.lines[0]["message"] == "tea 🫖"
+
+
+@pytest.mark.parametrize("buffering", [-1, 0], ids=["buffered", "as with python -u"])
+async def test_a_plain_file_is_written_past_its_buffer(tmp_path: Path, buffering: int) -> None:
+    """Whose lock a thread that is stuck would keep at the interpreter's end."""
+    with (tmp_path / "log").open("wb", buffering) as file:
+        stream = io.TextIOWrapper(file, encoding="utf-8")
+        stream.write("not flushed yet")
+        await written_to(stream)
+        assert json.loads((tmp_path / "log").read_bytes())["message"] == "tea 🫖"
+        stream.detach()
+
+
+class Coded(Output):
+    encoding = "binary"
+
+
+async def test_a_stream_whose_encoding_python_does_not_know_gets_text() -> None:
+    output = Coded()
+    await written_to(output)
+    assert output.lines[0]["message"] == "tea 🫖"
+
+
+async def test_a_stream_that_cannot_be_encoded_for_is_no_failure() -> None:
+    """What Python calls ``hex`` makes no text of text; another line may find the stream mended."""
+    output, dropped = Coded(), list[int]()
+    output.encoding = "hex"
+    writer = Writer(output, lambda lines: [line.encode() for line in lines], 1000, dropped.append)
+    writer.put(["one\n", "two\n"])
+    assert await asyncio.to_thread(writer.flush, PATIENCE)
+    assert dropped == [2]
+    output.encoding = "utf-8"
+    writer.put(["three\n"])
+    await writer.close(PATIENCE)
+    assert (output.getvalue(), dropped) == ("three\n", [2])
+
+
 # Processes
 
 
@@ -984,8 +1094,12 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(
     "environment",
-    [{"AIOHTTP_OBSERVE_LOG_LEVEL": "warning"}, {"AIOHTTP_OBSERVE_LOG_FORMAT": "text"}],
-    ids=["level", "format"],
+    [
+        {"AIOHTTP_OBSERVE_LOG_LEVEL": "warning"},
+        {"AIOHTTP_OBSERVE_LOG_FORMAT": "text"},
+        {"AIOHTTP_OBSERVE_LOG_FORMAT": "TEXT"},
+    ],
+    ids=["level", "format", "format in capitals"],
 )
 def test_the_environment_is_heard(environment: dict[str, str]) -> None:
     script = """

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Logs, Metrics, bind, setup_observability, spawn, supervised
+from aiohttp_observe import JsonFormatter, Logs, Metrics, bind, setup_observability, spawn, supervised
 from tests.service import Witness, run_python, serving, until
 
 
@@ -149,6 +149,13 @@ logging.config.dictConfig({
 logging.getLogger("shop").info("configured")
 """
     assert json.loads(run_python(script).stdout)["message"] == "configured"
+
+
+def test_the_formatter_takes_what_every_formatter_does() -> None:
+    """The defaults are for a format, which isn't heeded either."""
+    ours = JsonFormatter("%(message)s", "%H:%M", "%", True, defaults={"customer": "nobody"})
+    line = json.loads(ours.format(logging.makeLogRecord({"msg": "ordered"})))
+    assert line.keys() == {"timestamp", "level", "logger", "message"}
 
 
 def test_what_a_record_factory_adds_is_told_whenever_this_is_imported() -> None:

@@ -65,9 +65,9 @@ class Logs:
         if self.stream is not None and not hasattr(self.stream, "write"):
             raise TypeError(f"Logs(stream=...) takes a text stream such as sys.stderr, got {self.stream!r}")
         if self.level is not None:
-            check_choice("Logs(level=...)", self.level, _LEVELS)
+            _chosen("Logs(level=...)", self.level, _LEVELS)
         if self.format is not None:
-            check_choice("Logs(format=...)", self.format, _FORMATS)
+            _chosen("Logs(format=...)", self.format, _FORMATS)
         check_flag("Logs(access=...)", self.access)
         check_flag("Logs(replace=...)", self.replace)
         check_positive_int("Logs(queue_size=...)", self.queue_size, "lines")
@@ -77,13 +77,21 @@ class Logs:
 
     def install(self, app: web.Application, meter: Meter, answered: Answered) -> ServerLogs:
         """Prepare ``app``: the running thing takes hold of logging when opened, not before."""
-        level = self.level or (environment("LOG_LEVEL") or "INFO").upper()
-        check_choice("AIOHTTP_OBSERVE_LOG_LEVEL", level, _LEVELS)
+        level = self.level or environment("LOG_LEVEL") or "INFO"
+        level = _chosen("AIOHTTP_OBSERVE_LOG_LEVEL", level, _LEVELS)
         format_ = self.format or environment("LOG_FORMAT") or "json"
-        check_choice("AIOHTTP_OBSERVE_LOG_FORMAT", format_, _FORMATS)
+        format_ = _chosen("AIOHTTP_OBSERVE_LOG_FORMAT", format_, _FORMATS)
         if self.access:
             _take_over_access_log(app, answered)
         return ServerLogs(self, level, format_, meter)
+
+
+def _chosen(option: str, text: str, choices: tuple[str, ...]) -> str:
+    """The choice that ``text`` is, in whatever case.  Raises ``ValueError`` if it is none."""
+    in_lower_case = {choice.lower(): choice for choice in choices}
+    chosen = in_lower_case.get(str(text).lower(), text)
+    check_choice(option, chosen, choices)
+    return chosen
 
 
 def _take_over_access_log(app: web.Application, answered: Answered) -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from msgspec import Struct, field
 
-from ..exchange import FIELDS, MALFORMED, UNMATCHED, Ended, Exchange, current_exchange, taken
+from ..exchange import FIELDS, MALFORMED, UNMATCHED, Ended, Exchange, taken
 from ..forks import heed_forks
 from ..records import log
 from ..texts import timestamp
@@ -181,8 +181,8 @@ class AccessLines:
 class AccessLogger(AbstractAccessLogger):
     """The access line for ``web.run_app(access_log_class=AccessLogger)``.
 
-    An application with observability has it in place already: there it only reports when a
-    response has been sent.  Elsewhere it writes a shorter line: the method as it was sent, route, path, status, duration,
+    Where `Logs` write the access line this isn't asked: they put one of their own in its place.
+    Elsewhere it writes a shorter line: the method as it was sent, route, path, status, duration,
     client and user agent.
     """
 
@@ -191,8 +191,6 @@ class AccessLogger(AbstractAccessLogger):
         return logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        if current_exchange() is not None:
-            return
         path = request.rel_url.raw_path
         facts = {
             "http.request.method": request.method,

@@ -87,6 +87,10 @@ class _Fields:
             return value if isfinite(value) else str(value)
         if value is None or kind is bool:
             return value
+        if issubclass(kind, int):  # http.HTTPStatus, say
+            return self._plain(int.__int__(value), depth)
+        if issubclass(kind, float):
+            return self._plain(float.__float__(value), depth)
         if depth < _DEEPEST:
             try:
                 return self._container(value, depth)
@@ -321,6 +325,7 @@ class JsonFormatter(logging.Formatter):
         style: str = "%",
         validate: bool = True,
         *,
+        defaults: Mapping[str, Any] | None = None,
         redact: Iterable[str] = SECRETS,
     ) -> None:
         super().__init__()

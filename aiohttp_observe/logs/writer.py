@@ -12,6 +12,7 @@ import threading
 from _thread import LockType
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
 from queue import Empty, SimpleQueue
 from threading import Lock
 from time import monotonic, sleep
@@ -153,7 +154,11 @@ class Writer:
         return [rendered for line in lines for rendered in self._rendered([line])]
 
     def _write(self, lines: list[bytes]) -> None:
-        data = self._torn + _encoded(self._stream, b"".join(lines))
+        try:
+            data = self._torn + _encoded(self._stream, b"".join(lines))
+        except Exception:  # what the stream says of its encoding is no use
+            self.dropped(len(lines))
+            return
         self._torn = b""
         left = _unwritten(self._stream, data)
         if left:
@@ -179,25 +184,36 @@ def _lines_of(items: list[Any]) -> list[Any]:
 def _encoded(stream: TextIO, data: bytes) -> bytes:
     """UTF-8 as the stream has it; what its encoding lacks is escaped."""
     encoding = _encoding(stream)
-    is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    return data if is_utf8 else data.decode().encode(encoding, "backslashreplace")
+    return data if encoding == "utf-8" else data.decode().encode(encoding, "backslashreplace")
 
 
 def _encoding(stream: TextIO) -> str:
-    return getattr(stream, "encoding", None) or "utf-8"
+    """As Python names it; UTF-8 for a stream that has none, or one that Python doesn't know."""
+    try:
+        return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name
+    except LookupError:
+        return "utf-8"
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """That of the file, if ``stream`` does nothing but encode text for one: gzip's has one, and compresses."""
+    if type(stream) is not TextIOWrapper:
+        return None
+    buffer = stream.buffer
+    raw: object = buffer.raw if type(buffer) is BufferedWriter else buffer  # python -u has no buffer
+    return raw.fileno() if type(raw) is FileIO else None
 
 
 def _unwritten(stream: TextIO, data: bytes) -> bytes:
-    """Write to ``stream``, past its buffer if it has a descriptor; returns what couldn't be written.
+    """Write to ``stream``, past its buffer if it is a file; returns what couldn't be written.
 
     The buffer has a lock, and a thread that is stuck in a full pipe with that lock makes the
     interpreter abort when it flushes the stream at its end.
     """
     left = memoryview(data)
     try:
-        try:
-            descriptor = stream.fileno()
-        except (AttributeError, OSError):  # in memory
+        descriptor = _descriptor(stream)
+        if descriptor is None:
             stream.write(data.decode(_encoding(stream)))
             stream.flush()
             return b""
