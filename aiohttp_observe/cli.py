@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,7 +29,10 @@ _NO_CONSOLE = (
     "service has another"
 )
 _CLEAR = "\x1b[H\x1b[2J"
-_LIBRARIES = ("/site-packages/", "/asyncio/", "/aiohttp_observe/")
+_in_library = re.compile(
+    r"/(site-packages|dist-packages|python3\.\d+|asyncio|aiohttp_observe)/|^<frozen"
+).search
+"""Guessed from the path, as on the page: only the service knows where its Python is."""
 _LONGEST_LINE = 2**26
 _WIDEST = 44
 _NARROWEST = 8
@@ -172,7 +176,7 @@ class Remote:
             return await response.text()
 
     async def pictures(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
-        """The live feed."""
+        """The live feed.  Raises ``ValueError`` with the service's own words if it refuses."""
         asked = {name: str(value) for name, value in query.items() if value is not None}
         timeout = aiohttp.ClientTimeout(sock_read=60)
         async with self._session.get(f"{self._base}/stream", params=asked, timeout=timeout) as response:
@@ -185,6 +189,8 @@ class Remote:
                     event = line[6:].strip()
                 elif line.startswith(b"data:") and event == b"picture":
                     yield json.loads(line[5:])
+                elif line.startswith(b"data:") and event == b"refused":
+                    raise ValueError(_refusal(line[5:].decode()))
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
@@ -339,7 +345,7 @@ def _make_fit(widths: list[int], yielding: Sequence[int]) -> None:
 def _where(frames: Sequence[dict[str, Any] | None]) -> str:
     """The innermost place that is the service's own."""
     known = [frame for frame in frames if frame is not None]
-    own = (frame for frame in known if not any(part in frame["file"] for part in _LIBRARIES))
+    own = (frame for frame in known if not _in_library(frame["file"]))
     frame = next(own, known[0] if known else None)
     return "" if frame is None else f"{PurePath(frame['file']).name}:{frame['line']} {frame['function']}"
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import OBSERVABILITY, Admin, Metrics, setup_observability
-from aiohttp_observe.cli import _default_url, main
+from aiohttp_observe.cli import _default_url, _where, main
 
 from .service import PATIENCE, ROOT, Service, free_port, serving, until
 
@@ -98,6 +98,19 @@ async def test_a_refusal_is_told_in_words(capsys: pytest.CaptureFixture[str]) ->
         error = capsys.readouterr().err
         assert "400: seconds takes a number above 0, 60 at most" in error
         assert "{" not in error
+
+
+@pytest.mark.parametrize("command", ["ps", "top"])
+@pytest.mark.parametrize(("option", "value"), [("state", "asleep"), ("limit", "0")])
+async def test_a_filter_that_cannot_be_is_told_in_words(
+    capsys: pytest.CaptureFixture[str], command: str, option: str, value: str
+) -> None:
+    """The feed has begun when it is found, which then says so instead of a status."""
+    async with service() as served:
+        await said(served, command, f"--{option}", value, status=1)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.search(rf"{option}=\.\.\.\) takes .*, got '?{value}'?\n$", told.err)
 
 
 async def test_no_name_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +302,25 @@ async def test_the_services_own_port_is_where_it_looks_unless_told(
         assert await asyncio.to_thread(main, ["ps"]) == 1
         monkeypatch.setenv("AIOHTTP_OBSERVE_URL", served.url(""))
         assert await asyncio.to_thread(main, ["ps"]) == 0
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        "/usr/local/lib/python3.11/contextlib.py",
+        "/usr/lib64/python3.13/asyncio/locks.py",
+        "/srv/venv/lib/python3.11/site-packages/asyncpg/pool.py",
+        "/usr/lib/python3/dist-packages/redis/client.py",
+        "<frozen importlib._bootstrap>",
+    ],
+)
+def test_a_line_of_the_service_is_named_before_any_of_a_library(library: str) -> None:
+    frames = [
+        {"file": library, "line": 210, "function": "inner"},
+        {"file": "/srv/shop/db.py", "line": 31, "function": "load"},
+    ]
+    assert _where(frames) == "db.py:31 load"
+    assert _where(frames[:1]).endswith(":210 inner")
 
 
 def test_a_port_that_only_the_service_knows_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
