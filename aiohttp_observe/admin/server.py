@@ -10,7 +10,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 
@@ -22,6 +22,7 @@ __all__ = ["OwnServer"]
 
 logger = logging.getLogger("aiohttp_observe")
 
+_NO_THREAD = "this process can't start any more threads: raise its limit of pids or memory"
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 _RETRY_SECONDS = 2.0
@@ -48,14 +49,20 @@ class OwnServer:
     async def start(self) -> str:
         """Start it; returns the console's URL, or the path of its socket.
 
-        Raises ``OSError`` if it can't listen there.  Where somebody else does, as the worker that this
-        one takes over from, it goes on trying, and logs the URL when that has left.
+        Raises ``OSError`` if it can't listen there, or no thread is to be had.  Where somebody else
+        listens, as the worker that this one takes over from, it goes on trying, and logs the URL when
+        that has left.
         """
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as exc:
+            raise OSError(_NO_THREAD) from exc
         return await asyncio.wait_for(asyncio.wrap_future(self._started), _START_SECONDS)
 
     async def stop(self) -> None:
         """Stop it, within 5 s."""
+        if not self._thread.is_alive():
+            return
         if self._loop is not None:
             with suppress(RuntimeError):  # its loop is closed: it has ended by itself
                 self._loop.call_soon_threadsafe(self._stopping.set)
@@ -73,7 +80,7 @@ class OwnServer:
                 return
             await self._stopping.wait()
         except Exception as exc:
-            self._started.set_exception(_explained(exc, self._address))
+            self._tell(_explained(exc, self._address))
             return
         finally:
             await runner.cleanup()
@@ -90,18 +97,27 @@ class OwnServer:
                 if exc.errno != errno.EADDRINUSE:
                     raise
                 if not self._started.done():
-                    self._started.set_exception(_explained(exc, self._address))
+                    self._tell(_explained(exc, self._address))
             else:
                 await web.SockSite(runner, listening).start()
-                name = _name_of(listening, self._path)
-                if self._started.done():
-                    logger.info("task console at %s, which is free now", name)
-                else:
-                    self._started.set_result(name)
+                self._tell(_name_of(listening, self._path))
                 return True
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _RETRY_SECONDS)
         return False
+
+    def _tell(self, outcome: str | Exception) -> None:
+        """Tell `start`, or the log if that has heard of an earlier one, or has given up waiting."""
+        try:
+            if isinstance(outcome, Exception):
+                self._started.set_exception(outcome)
+            else:
+                self._started.set_result(outcome)
+        except InvalidStateError:
+            if isinstance(outcome, Exception):
+                logger.error("the task console isn't served apart: %s", outcome)
+            else:
+                logger.info("task console at %s after all", outcome)
 
 
 def _explained(exc: Exception, address: tuple[str, int] | str) -> Exception:
@@ -111,9 +127,10 @@ def _explained(exc: Exception, address: tuple[str, int] | str) -> Exception:
         return OSError(
             f"{address} can't be made ({exc}): with {{pid}} in Admin(unix_socket=...) each worker has its own"
         )
-    taken = f"port {address[1]} is taken" if exc.errno == errno.EADDRINUSE else f"port {address[1]}: {exc}"
+    is_taken = exc.errno == errno.EADDRINUSE
+    trouble = "is taken, and tried again until it is free" if is_taken else f"can't be listened on ({exc})"
     return OSError(
-        f"{taken}, and tried again until it is free: choose another with Admin(port=...), "
+        f"port {address[1]} {trouble}: choose another with Admin(port=...), "
         "or Admin(unix_socket=...) for several workers"
     )
 

@@ -21,7 +21,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Admin, Metrics, setup_observability
-from tests.service import Service, free_port, run_python, serving, until
+from aiohttp_observe.admin.server import OwnServer
+from tests.service import PATIENCE, Service, free_port, run_python, serving, until
 
 Fetched = tuple[int, str]
 
@@ -171,8 +172,66 @@ async def test_a_port_that_becomes_free_is_taken(
         async with serving(old):
             await stack.enter_async_context(serving(application(Admin(port=port))))
             assert f"port {port} is taken" in caplog.text
-        await until(lambda: "which is free now" in caplog.text, "the port")
+        await until(lambda: f"task console at http://127.0.0.1:{port}/_tasks after all" in caplog.text, "it")
         assert (await asyncio.to_thread(get, port, "/_tasks"))[0] == 200
+
+
+async def test_a_second_trouble_is_told_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket was another's, which is gone by the next try, and so is its folder."""
+    monkeypatch.setattr("aiohttp_observe.admin.server._RETRY_SECONDS", 0.1)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = folder / "console.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        server = OwnServer(web.Application, str(path), "/_tasks")
+        with pytest.raises(OSError, match="Address already in use"):
+            await server.start()
+        folder.rename(tmp_path / "gone")
+    await until(lambda: "No such file or directory" in caplog.text, "the second trouble")
+    await server.stop()
+
+
+async def test_one_that_takes_too_long_to_start_is_told_of_when_it_has(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiohttp_observe.admin.server._START_SECONDS", 0.05)
+    caplog.set_level(logging.INFO, "aiohttp_observe")
+    go_on = threading.Event()
+
+    def late() -> web.Application:
+        go_on.wait(PATIENCE)
+        return web.Application()
+
+    server = OwnServer(late, ("127.0.0.1", 0), "/_tasks")
+    with pytest.raises(asyncio.TimeoutError):
+        await server.start()
+    go_on.set()
+    await until(lambda: "/_tasks after all" in caplog.text, "it")
+    await server.stop()
+
+
+async def test_a_service_that_can_start_no_thread_runs_without(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "aiohttp-observe-admin":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    async with serving(application(Admin(port=0))) as service:
+        assert (await service.get("/_tasks")).status == 200
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == (
+        "the task console isn't served apart: this process can't start any more threads: "
+        "raise its limit of pids or memory"
+    )
 
 
 async def test_another_process_that_still_serves_keeps_its_socket(
