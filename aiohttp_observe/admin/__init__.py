@@ -8,6 +8,7 @@
 ``stream``      the live page's feed
 ``profiling``   profiles, for as long as somebody waits for them
 ``cancelling``  cancelling tasks
+``problem``     how refusals are told
 ``server``      a thread and loop of its own, which answer while the application's is blocked
 ``static``      the page
 ==============  ==================================================================
@@ -70,7 +71,9 @@ class Admin:
     def install(self, app: web.Application, console: Console) -> AdminPages:
         """Add the routes to ``app``."""
         pages = AdminPages(self, console)
-        pages.add_to(app)
+        pages.add_to(app, pages.gate)
+        if self.allow_cancel and not pages.gate.has_login:
+            app.on_startup.append(_tell_that_cancelling_is_off)
         return pages
 
 
@@ -83,10 +86,8 @@ class AdminPages:
         self._console = console
         self._port = _port_from_environment() if options.port is None else options.port
 
-    def add_to(self, app: web.Application) -> None:
-        self._add(app, self.gate)
-        if self._options.allow_cancel and not self.gate.has_login:
-            app.on_startup.append(_tell_that_cancelling_is_off)
+    def add_to(self, app: web.Application, gate: Gate) -> None:
+        Routes(self._options.path, gate, self._console, allow_cancel=self._options.allow_cancel).add_to(app)
 
     def own_servers(self, add_more: Callable[[web.Application, Gate], None]) -> list[OwnServer]:
         """The servers that the options ask for; ``add_more`` adds what they serve besides."""
@@ -102,12 +103,9 @@ class AdminPages:
 
     def _app(self, gate: Gate, add_more: Callable[[web.Application, Gate], None]) -> web.Application:
         app = web.Application()
-        self._add(app, gate)
+        self.add_to(app, gate)
         add_more(app, gate)
         return app
-
-    def _add(self, app: web.Application, gate: Gate) -> None:
-        Routes(self._options.path, gate, self._console, allow_cancel=self._options.allow_cancel).add_to(app)
 
 
 async def _tell_that_cancelling_is_off(app: web.Application) -> None:

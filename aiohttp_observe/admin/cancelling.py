@@ -13,6 +13,7 @@ from ..records import log
 from ..texts import counted
 from .access import is_same_site
 from .console import Console
+from .problem import problem
 from .query import FILTERS, chosen
 
 __all__ = ["Cancelling"]
@@ -26,7 +27,8 @@ class Cancelling:
 
     The body says how many the user has agreed to, ``{"confirm": n}``; if that isn't how many
     there are, nothing is done and the answer is 409 with the true number.  Only JSON is taken,
-    which no foreign page can send without asking first.
+    which no foreign page can send without asking first.  Both raise ``ValueError`` for a parameter
+    that can't be.
     """
 
     def __init__(self, console: Console, *, allowed: bool) -> None:
@@ -37,28 +39,22 @@ class Cancelling:
         return await self._cancel(request, {"id": int(request.match_info["id"])})
 
     async def many(self, request: web.Request) -> web.Response:
-        try:
-            filters = {name: value for name, value in chosen(request.query).items() if name in FILTERS}
-        except ValueError as exc:
-            return _problem(400, str(exc))
+        filters = {name: value for name, value in chosen(request.query).items() if name in FILTERS}
         if not filters:
-            return _problem(400, f"say which: one or more of {', '.join(FILTERS)}")
+            return problem(400, f"say which: one or more of {', '.join(FILTERS)}")
         return await self._cancel(request, filters)
 
     async def _cancel(self, request: web.Request, filters: Mapping[str, Any]) -> web.Response:
         if not self._allowed:
-            return _problem(403, "cancelling is off: it takes Admin(allow_cancel=True) and a token")
+            return problem(403, "cancelling is off: it takes Admin(allow_cancel=True) and a token")
         if not is_same_site(request) or request.content_type != "application/json":
-            return _problem(403, "cancel from the page itself, or with a JSON body of your own")
+            return problem(403, "cancel from the page itself, or with a JSON body of your own")
         confirmed = await _confirmed(request)
         if confirmed is None:
-            return _problem(400, 'the body takes {"confirm": number of tasks}')
-        try:
-            matching = await self._console.matching(**filters)
-        except (TypeError, ValueError) as exc:
-            return _problem(400, str(exc))
+            return problem(400, 'the body takes {"confirm": number of tasks}')
+        matching = await self._console.matching(**filters)
         if len(matching) != confirmed:
-            return _problem(409, f"{len(matching)} tasks match now", matches=len(matching))
+            return problem(409, f"{len(matching)} tasks match now", matches=len(matching))
         cancelled = self._console.cancel(matching)
         _log(request, filters, [task.get_name() for task in matching])
         return web.json_response({"cancelled": cancelled})
@@ -88,7 +84,3 @@ def _log(request: web.Request, filters: Mapping[str, Any], names: list[str]) -> 
         ", ".join(names[:20]),
         fields={"cancelled_by": who, "filters": dict(filters), "cancelled": names[:20]},
     )
-
-
-def _problem(status: int, text: str, **more: Any) -> web.Response:
-    return web.json_response({"error": text, **more}, status=status)

@@ -7,8 +7,9 @@ import asyncio
 from aiohttp import web
 
 from ..profile import UnderWayError, end_profile
-from .access import ASK_FROM_HERE, is_same_site
+from .access import ASK_FROM_HERE, has_left, is_same_site
 from .console import Console
+from .problem import problem
 from .query import check_known, seconds_of
 
 __all__ = ["Profiling"]
@@ -36,24 +37,19 @@ class Profiling:
         check_known(request.query, ["seconds"])
         seconds = seconds_of(request.query)
         if not is_same_site(request):
-            return web.json_response({"error": ASK_FROM_HERE}, status=403)
+            return problem(403, ASK_FROM_HERE)
         try:
             return web.Response(text=await self._profile(request, seconds))
         except UnderWayError as exc:
-            return web.json_response({"error": str(exc)}, status=409)
+            return problem(409, str(exc))
 
     async def _profile(self, request: web.Request, seconds: float) -> str:
         taking = asyncio.ensure_future(self._console.profile(seconds))
         try:
             while not (await asyncio.wait([taking], timeout=_LOOK_SECONDS))[0]:
-                if self._closing or _has_left(request):
+                if self._closing or has_left(request):
                     end_profile()
             return taking.result()
         finally:
             if taking.cancel():  # it isn't done: the handler was cancelled
                 end_profile()
-
-
-def _has_left(request: web.Request) -> bool:
-    """Its handler isn't cancelled unless the service asks aiohttp for it."""
-    return request.transport is None or request.transport.is_closing()

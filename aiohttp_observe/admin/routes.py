@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from .access import ASK_FROM_HERE, Gate, is_same_site
 from .cancelling import Cancelling
 from .console import Console
+from .problem import problem
 from .profiling import Profiling
 from .query import MOST_FRAMES, check_known, chosen
 from .stream import Streams
@@ -66,14 +67,15 @@ class Routes:
             ("/requests/{request_id}", self.request),
         ):
             app.router.add_get(self._path + path, self._guarded(self._page_or(_checked(handler))))
-        app.router.add_get(self._path + "/stream", self._guarded(self._streams.serve))
+        app.router.add_get(self._path + "/stream", self._guarded(_checked(self._streams.serve)))
         app.router.add_get(self._path + "/profile", self._guarded(_checked(self._profiling.serve)))
         app.router.add_get(self._path + "/bundles", self._guarded(_checked(self.bundles)))
         app.router.add_post(self._path + "/bundles", self._guarded(_checked(self.make_bundle)))
         app.router.add_get(self._path + r"/bundles/{id:\d{1,18}}", self._guarded(_checked(self.bundle)))
         app.router.add_get(self._path + "/static/{name}", self._guarded(self.static))
-        app.router.add_post(self._path + r"/{id:\d{1,18}}/cancel", self._guarded(self._cancelling.one))
-        app.router.add_post(self._path + "/cancel", self._guarded(self._cancelling.many))
+        one, many = _checked(self._cancelling.one), _checked(self._cancelling.many)
+        app.router.add_post(self._path + r"/{id:\d{1,18}}/cancel", self._guarded(one))
+        app.router.add_post(self._path + "/cancel", self._guarded(many))
         if self._gate.has_login:
             app.router.add_post(self._path + "/login", self.login)
             app.router.add_get(self._path + "/login.css", self.login_style)
@@ -114,10 +116,10 @@ class Routes:
         check_known(request.query, ["referrers"])
         number, looks_further = int(request.match_info["id"]), request.query.get("referrers") == "1"
         if looks_further and not is_same_site(request):
-            return _problem(ASK_FROM_HERE, 403)
+            return problem(403, ASK_FROM_HERE)
         found = json.loads(await self._console.tasks(id=number, frames=MOST_FRAMES))["tasks"]
         if not found:
-            return _problem("no such task: it has ended", 404)
+            return problem(404, "no such task: it has ended")
         if looks_further and await self._console.is_forgotten(number):
             found[0]["warnings"].append(_FORGOTTEN)
         return web.json_response(found[0])
@@ -147,7 +149,7 @@ class Routes:
         check_known(request.query, [])
         found = self._console.request(request.match_info["request_id"])
         if found is None:
-            return _problem("no such request: it is too long ago, or was never here", 404)
+            return problem(404, "no such request: it is too long ago, or was never here")
         return web.json_response(found)
 
     async def bundles(self, request: web.Request) -> web.Response:
@@ -157,29 +159,31 @@ class Routes:
     async def bundle(self, request: web.Request) -> web.Response:
         check_known(request.query, [])
         text = self._console.bundle(int(request.match_info["id"]))
-        return _problem("it isn't kept any more", 404) if text is None else _document(text)
+        return problem(404, "it isn't kept any more") if text is None else _document(text)
 
     async def make_bundle(self, request: web.Request) -> web.Response:
         check_known(request.query, [])
         if not is_same_site(request):
-            return _problem(ASK_FROM_HERE, 403)
+            return problem(403, ASK_FROM_HERE)
         number = await self._console.make_bundle("asked for")
         if number is None:
-            return _problem("there is too much to keep", 507)
+            return problem(507, "there is too much to keep")
         return web.json_response({"id": number}, status=201)
 
     async def static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in _static():
-            return _problem("there is nothing here", 404)
+            return problem(404, "there is nothing here")
         content_type = _TYPES[name[name.rindex(".") :]]
         return web.Response(text=_read(name), content_type=content_type, charset="utf-8")
 
     async def nothing(self, request: web.Request) -> web.Response:
-        return _problem("there is nothing here", 404)
+        return problem(404, "there is nothing here")
 
     async def not_allowed(self, request: web.Request) -> web.Response:
-        return web.json_response({"error": "GET it"}, status=405, headers={"Allow": "GET, HEAD"})
+        response = problem(405, "GET it")
+        response.headers[hdrs.ALLOW] = "GET, HEAD"
+        return response
 
     async def login(self, request: web.Request) -> web.Response:
         """Take the token from the login form, on a page of ours only."""
@@ -225,17 +229,13 @@ def _checked(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except ValueError as exc:
-            return _problem(str(exc), 400)
+            return problem(400, str(exc))
 
     return checked
 
 
 def _document(text: str) -> web.Response:
     return web.Response(text=text, content_type="application/json")
-
-
-def _problem(text: str, status: int) -> web.Response:
-    return web.json_response({"error": text}, status=status)
 
 
 def _wants_html(request: web.Request) -> bool:

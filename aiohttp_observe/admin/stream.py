@@ -12,7 +12,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
+from .access import has_left
 from .console import Console
+from .problem import problem
 from .query import chosen
 
 __all__ = ["Streams"]
@@ -45,13 +47,14 @@ class Streams:
         self._closing.set()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """``history`` once, then ``picture`` every two seconds."""
-        try:
-            filters = {"limit": _LIMIT, **chosen(request.query)}
-        except ValueError as exc:
-            return web.json_response({"error": str(exc)}, status=400)
+        """``history`` once, then ``picture`` every two seconds.
+
+        Raises ``ValueError`` for a parameter that can't be; ``refused`` says so of one that only
+        shows itself in making a picture.
+        """
+        filters = {"limit": _LIMIT, **chosen(request.query)}
         if self._open >= _MOST_STREAMS:
-            return web.json_response({"error": "too many pages are open"}, status=503)
+            return problem(503, "too many pages are open")
         self._open += 1
         try:
             response = EventSourceResponse()
@@ -85,7 +88,7 @@ class Streams:
         """Wait, unless the console or the client closes: a page that filters anew opens another stream."""
         until = perf_counter() + seconds
         while (left := until - perf_counter()) > 0 and not self._closing.is_set():
-            if request.transport is None or request.transport.is_closing():
+            if has_left(request):
                 raise ConnectionResetError
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), min(left, _LOOK_SECONDS))
