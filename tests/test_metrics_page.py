@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,7 +205,7 @@ async def test_what_a_scraper_likes_is_read_as_far_as_one_would_say_it() -> None
             assert answer.headers["Content-Type"].startswith(kind)
 
 
-async def test_a_process_that_can_start_no_thread_says_so(
+async def test_a_process_that_can_start_no_thread_is_scraped_all_the_same(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = web.Application()
@@ -216,5 +218,28 @@ async def test_a_process_that_can_start_no_thread_says_so(
         monkeypatch.setattr(threading.Thread, "start", refused)
         answer = await service.get("/metrics")
         monkeypatch.undo()
-        assert (answer.status, answer.text[:4]) == (503, "503:")
+    assert (answer.status, answer.text[:6]) == (200, "# HELP")
+
+
+async def test_the_loop_does_not_wait_for_the_disk_of_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a worker's files for every one that ever was, a look into their folder takes a while."""
+    listing, listdir = list[threading.Thread](), os.listdir
+
+    def listed(path: str) -> list[str]:
+        listing.append(threading.current_thread())
+        return listdir(path)
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "listdir", listed)
+    async with served(CollectorRegistry()) as service:
+        refused = await service.get("/metrics")
+        (tmp_path / "counter_1.db").write_bytes(bytes(16))
         assert (await service.get("/metrics")).status == 200
+    assert (refused.status, refused.text.split(",")[0]) == (
+        503,
+        "503: PROMETHEUS_MULTIPROC_DIR isn't there any more",
+    )
+    assert listing
+    assert threading.main_thread() not in listing

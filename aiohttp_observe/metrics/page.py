@@ -39,8 +39,6 @@ _SEND_SECONDS = 30.0
 _PIECE = 32_768
 _FULL = "503: too many clients haven't read their page to its end yet\n"
 _RETRY_SECONDS = "10"
-_NO_THREAD = "503: this process can't start any more threads: raise its limit of pids or memory\n"
-
 _NO_FILES = (
     "503: PROMETHEUS_MULTIPROC_DIR isn't there any more, or was emptied: "
     "make it anew, and restart the workers, which write to files that are gone\n"
@@ -55,7 +53,7 @@ class MetricsPage:
     def __init__(self, registry: CollectorRegistry, gate: Gate | None) -> None:
         self._registry = registry
         self._gate = gate
-        self._at_work: dict[str, asyncio.Future[bytes]] = {}
+        self._at_work: dict[str, asyncio.Future[bytes | None]] = {}
         self._turn = threading.Lock()
         self._unfinished: set[_Page] = set()
 
@@ -63,16 +61,12 @@ class MetricsPage:
         refusal = None if self._gate is None else self._gate.check(request)
         if refusal is not None:
             return refusal
-        if _lacks_files():
-            return web.Response(status=503, text=_NO_FILES)
         if self._is_full():
             return _refusal_of_more()
         encode, content_type = self._format_for(request.headers.get("Accept", ""))
-        try:
-            encoding = self._encoding(encode, content_type)
-        except RuntimeError:
-            return web.Response(status=503, text=_NO_THREAD)
-        body = await asyncio.shield(encoding)
+        body = await asyncio.shield(self._encoding(encode, content_type))
+        if body is None:
+            return web.Response(status=503, text=_NO_FILES)
         if self._is_full():
             return _refusal_of_more()
         # aiohttp refuses a content_type argument that carries parameters.
@@ -88,7 +82,7 @@ class MetricsPage:
             return choose_encoder("")
         return encode, content_type
 
-    def _encoding(self, encode: _Encode, content_type: str) -> asyncio.Future[bytes]:
+    def _encoding(self, encode: _Encode, content_type: str) -> asyncio.Future[bytes | None]:
         """The one at work, if there is: a crowd of scrapers, gone ones included, costs no more than one."""
         at_work = self._at_work.get(content_type)
         if at_work is None or at_work.done():
@@ -96,11 +90,12 @@ class MetricsPage:
             at_work.add_done_callback(functools.partial(self._forget, content_type))
         return at_work
 
-    def _encoded(self, encode: _Encode) -> bytes:
+    def _encoded(self, encode: _Encode) -> bytes | None:
+        """``None`` if the files of multiprocess mode are gone."""
         with self._turn:  # several threads at it would leave the loop's the fewer turns
-            return encode(InPieces(self._scraped()))
+            return None if _lacks_files() else encode(InPieces(self._scraped()))
 
-    def _forget(self, content_type: str, done: asyncio.Future[bytes]) -> None:
+    def _forget(self, content_type: str, done: asyncio.Future[bytes | None]) -> None:
         if self._at_work.get(content_type) is done:
             del self._at_work[content_type]
 
