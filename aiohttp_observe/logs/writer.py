@@ -196,7 +196,7 @@ def _encoding(stream: TextIO) -> str:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """That of the file, if ``stream`` does nothing but encode text for one: gzip's has one, and compresses."""
+    """That of its file, if ``stream`` does nothing but encode for one: gzip's has one too, and compresses."""
     if type(stream) is not TextIOWrapper:
         return None
     buffer = stream.buffer
