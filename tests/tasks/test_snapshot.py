@@ -232,6 +232,14 @@ class TestJson:
         document = json.loads("".join(json_pieces(await self.snapshot())))
         assert list(document["tasks"][0]) == [field.name for field in fields(TaskInfo)]
 
+    async def test_has_what_is_added_whatever_that_says(self) -> None:
+        snapshot = await self.snapshot()
+        added = {"process": {"tasks": []}, "point": '"tasks":[]'}
+        document = json.loads("".join(json_pieces(snapshot, added)))
+        assert document["process"] == {"tasks": []}
+        assert document["point"] == '"tasks":[]'
+        assert [task["id"] for task in document["tasks"]] == [task.id for task in snapshot.tasks]
+
     async def test_comes_in_pieces_of_bounded_size(self) -> None:
         async with suspended(*(asyncio.Event().wait() for _ in range(250))):
             pieces = list(json_pieces(take_snapshot()))
