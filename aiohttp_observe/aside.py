@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 def aside(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Run ``call`` there; one that never returns doesn't keep the process from ending."""
+    """Run ``call`` there, or here if the process may have no further thread.
+
+    One that never returns doesn't keep the process from ending.
+    """
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # who gives up waiting doesn't cancel it
 
@@ -32,6 +35,6 @@ def aside(call: Callable[[], T]) -> asyncio.Future[T]:
 
     try:
         threading.Thread(target=run, name="aiohttp-observe-aside", daemon=True).start()
-    except RuntimeError:  # the process may have no more threads: better late than never
+    except RuntimeError:
         run()
     return asyncio.wrap_future(done)

@@ -2,7 +2,8 @@
 
 Everything here is plain Python.  The pillars know each other only through three things of
 this room: the `Exchange` (facts), the `Scope` (what one application's pillars offer to code
-that runs in its requests) and the `Meter` (the numbers the other pillars report).  The client
+that runs in its requests) and the `Meter` (the numbers the other pillars report); and through
+the `incidents`, which loop watch and failures tell of.  The client
 stands above them, and asks the scope's tracer itself.
 """
 

@@ -121,7 +121,8 @@ class Observability:
     """The running state of one application: ``app[OBSERVABILITY]``.
 
     ``metrics``, ``logs`` and ``tracer`` are its running pillars, ``monitor`` its loop watch
-    between start-up and clean-up; each is ``None`` when turned off.
+    between start-up and clean-up; each is ``None`` when turned off.  What else is here is how
+    they work together, and may change.
     """
 
     def __init__(self, app: web.Application, pillars: _Pillars, observers: tuple[object, ...]) -> None:

@@ -11,7 +11,7 @@ from types import FrameType
 from .tasks import caller_of, innermost_frames
 from .turns import quick_turns
 
-__all__ = ["UnderWayError", "end_profile", "profile"]
+__all__ = ["NoProfileError", "end_profile", "profile"]
 
 _INTERVAL = 0.01
 _DEEPEST = 100
@@ -21,19 +21,22 @@ _enough = threading.Event()
 """Set when the one that is being taken is to end; each has its own."""
 
 
-class UnderWayError(RuntimeError):
-    """Another one is being taken."""
+class NoProfileError(RuntimeError):
+    """None can be taken now."""
 
 
 def profile(ident: int, seconds: float) -> str:
     """Collapsed stacks of the thread ``ident``, as flame graph tools read them; blocks for ``seconds``.
 
     A line each: the functions from the outermost to the innermost, with ``;`` between, and how
-    often they were seen.  Raises `UnderWayError` while another one is being taken.
+    often they were seen.  Raises `NoProfileError` while another one is being taken, and in the
+    thread itself, which can't look at itself.
     """
     global _enough
+    if ident == threading.get_ident():
+        raise NoProfileError("no profile can be taken: this process may have no further thread")
     if not _at_work.acquire(blocking=False):
-        raise UnderWayError("a profile is being taken: wait for its end")
+        raise NoProfileError("a profile is being taken: wait for its end")
     try:
         _enough = enough = threading.Event()
         with quick_turns():  # or all that is seen of a busy thread is where it sends and receives

@@ -500,6 +500,7 @@ async def test_a_service_that_can_start_no_thread_is_served_and_ends(
     async with observed(registry, handler, tracing=Tracing(provider=provider)) as (service, _):
         assert (await service.get("/")).status == 200
         assert (await service.get("/_tasks")).status == 200
+        assert (await service.get("/_tasks/profile?seconds=9")).status == 409
     assert "event loop blocks show as lag only: can't start new thread" in caplog.text
     lag = registry.get_sample_value("asyncio_loop_lag_seconds_sum")
     assert lag is not None

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from ..profile import UnderWayError, end_profile
+from ..profile import NoProfileError, end_profile
 from .access import ASK_FROM_HERE, has_left, is_same_site
 from .console import Console
 from .problem import problem
@@ -40,7 +40,7 @@ class Profiling:
             return problem(403, ASK_FROM_HERE)
         try:
             return web.Response(text=await self._profile(request, seconds))
-        except UnderWayError as exc:
+        except NoProfileError as exc:
             return problem(409, str(exc))
 
     async def _profile(self, request: web.Request, seconds: float) -> str:

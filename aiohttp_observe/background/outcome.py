@@ -80,7 +80,7 @@ def _log(
 def tell_left_out(*, at_once: bool = False) -> None:
     """Log how many lines were left out of a flood that is over; ``at_once`` even if it isn't."""
     for kind, left_out in _flood.subsided(at_once=at_once):
-        name, error = (OTHERS[0], None) if kind is OTHERS else kind
+        name, error = (OTHERS[0], "many kinds") if kind is OTHERS else kind
         fields = {"task": name, "left_out": left_out}
         level, ended = (logging.INFO, "ended") if error is None else (logging.ERROR, f"failed with {error}")
         log(

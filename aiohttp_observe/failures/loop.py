@@ -73,7 +73,12 @@ class LoopHandler:
         self._loop.set_exception_handler(self._handler)
 
     def _handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Tell it, and go on with the handler beneath, or with the next one if it comes back from there."""
+        """Tell it, and go on with the handler beneath, or with the next one if it comes back from there.
+
+        As when ours replaced theirs, and theirs, set later, replaced ours and passes on to what it
+        found: loop -> ours -> theirs -> ours again, which must neither tell it twice nor call theirs
+        again -> what was there before both.
+        """
         outer = self._handling.context, self._handling.depth
         depth = outer[1] + 1 if outer[0] is context else 0
         if depth == 0 and self._listeners:

@@ -26,8 +26,8 @@ class LoopWatch:
     ``threshold``  seconds that callbacks may keep the loop from turning, default 0.1
 
     The loop's timer beats four times a threshold (every 5 to 50 ms), and the lag of each beat
-    is measured.  A stretch as long as the threshold is always told, one that is shorter by a
-    beat never is, and its duration is right to half a beat.
+    is measured.  A stretch as long as the threshold is always told if that is 0.02 or more, one
+    that is shorter by a beat never is, and its duration is right to half a beat.
 
     Each block is counted once and logged once, when it ends: how long, the line that took most
     of it (the innermost of the service's own code, if there is one), the task, the

@@ -199,13 +199,12 @@ class Watchdog:
         queued = self._queue.seconds_of(late.lag)
         cause = self._cause(sightings, seconds, late.before, late.after, queued)
         first = self._seen(late, sightings)
-        if sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold:
+        if self._nothing_ran(sightings, seconds, worked):
             if cause.kind != "gil":
                 return  # what was seen may have begun when that was over
             first = out_of_sight(None)  # another thread kept the loop and this one from running
-        elif cause.kind not in _STARVING or sightings.found < 2:
-            # Queueing for a CPU is part of a block by something that works for long enough itself.
-            seconds -= max(sightings.starved - (queued if worked >= self._threshold else 0.0), 0.0)
+        else:
+            seconds -= self._not_its_own(sightings, cause, worked, queued)
         if first is None or seconds + self._pulse.interval / 2 < self._threshold:
             return
         meters = self._pulse.meters
@@ -213,6 +212,17 @@ class Watchdog:
         block = _block(self._pulse, sightings, first, seconds, cause)
         inform(self.listeners, lambda listener: listener.blocked(block), meters)
         tell(block, sightings, still=False)
+
+    def _nothing_ran(self, sightings: Sightings, seconds: float, worked: float) -> bool:
+        """Whether neither this thread nor the loop's could run for most of it: no line is to blame."""
+        return sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold
+
+    def _not_its_own(self, sightings: Sightings, cause: Cause, worked: float, queued: float) -> float:
+        """Seconds of a block for which the process could not run, unless just that is its cause."""
+        if cause.kind in _STARVING and sightings.found >= 2:
+            return 0.0
+        # Queueing for a CPU is part of a block by something that works for long enough itself.
+        return max(sightings.starved - (queued if worked >= self._threshold else 0.0), 0.0)
 
     def _cause_so_far(self, sightings: Sightings, seconds: float) -> Cause:
         before = self._pulse.before
