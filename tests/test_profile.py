@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from aiohttp_observe.profile import UnderWayError, end_profile, profile
+from aiohttp_observe.profile import NoProfileError, end_profile, profile
 from tests.service import serving
 
 
@@ -93,7 +93,7 @@ def wait_for(true: Callable[[], bool]) -> None:
 def test_one_can_be_ended_and_leaves_nothing_behind() -> None:
     usual = sys.getswitchinterval()
     thread, texts = taken_aside(60)
-    with pytest.raises(UnderWayError, match="a profile is being taken"):
+    with pytest.raises(NoProfileError, match="a profile is being taken"):
         profile(threading.get_ident(), 0.1)
     end_profile()
     thread.join(5)
