@@ -94,7 +94,7 @@ def test_one_can_be_ended_and_leaves_nothing_behind() -> None:
     usual = sys.getswitchinterval()
     thread, texts = taken_aside(60)
     with pytest.raises(NoProfileError, match="a profile is being taken"):
-        profile(threading.get_ident(), 0.1)
+        profile(thread.ident or 0, 0.1)
     end_profile()
     thread.join(5)
     assert "(test_profile.py:" in texts[0]
@@ -104,5 +104,12 @@ def test_one_can_be_ended_and_leaves_nothing_behind() -> None:
 def test_the_end_of_one_is_not_that_of_the_next() -> None:
     end_profile()
     begun = time.perf_counter()
-    assert profile(threading.get_ident(), 0.2)
+    thread, texts = taken_aside(0.2)
+    thread.join(5)
+    assert texts[0]
     assert time.perf_counter() - begun >= 0.2
+
+
+def test_no_thread_looks_at_itself() -> None:
+    with pytest.raises(NoProfileError, match="this process may have no further thread"):
+        profile(threading.get_ident(), 0.1)
