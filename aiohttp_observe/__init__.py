@@ -35,11 +35,11 @@ Behind them:
 ``options``            checks of options
 ``redaction``          what must not be shown
 ``records``            log records of our own
-``turns``              how soon a thread lets others have a turn
+``switchinterval``     how soon a thread lets others have a turn
 ``texts``              names, bytes and moments as they are shown
 ``jsonpieces``         JSON in pieces, between which a loop can have a turn
 ``forks``              what begins anew in a forked child
-``aside``              a blocking call beside the loop
+``daemonthread``       a blocking call beside the loop
 =====================  ==============================================================
 
 Importing it has no effect.

@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from .aside import aside
 from .background import Worker, workers_of
 from .bundles import Bundles
+from .daemonthread import in_daemon_thread
 from .exchange import Exchange
 from .flightrecorder import FlightRecorder
 from .history import History
@@ -174,7 +174,7 @@ class Documents:
 
     async def _tree(self) -> Tree:
         snapshot = await self._snapshot(limit=_MOST_NODES, frames=_FRAMES)
-        return await aside(partial(tree_of, snapshot))
+        return await in_daemon_thread(partial(tree_of, snapshot))
 
     @_in_turn
     async def resources(self) -> str:
@@ -201,7 +201,7 @@ class Documents:
             "history": encode(self.history()),
         }
         whole = ",".join(f'"{name}":{text}' for name, text in parts.items())
-        return await aside(partial(self._bundles.keep, reason, f"{{{whole}}}"))
+        return await in_daemon_thread(partial(self._bundles.keep, reason, f"{{{whole}}}"))
 
     def blocked(self, block: Block) -> None:
         """Keep a bundle of what a long block leaves behind; called in any thread."""
@@ -224,18 +224,18 @@ class Documents:
         return self._incidents.to_dict()
 
     async def requests(self) -> str:
-        self._recorder.settle()
+        self._recorder.flush()
         return await _joined(self._flights.overview(self._state_of))
 
     def request(self, request_id: str) -> dict[str, Any] | None:
-        self._recorder.settle()
+        self._recorder.flush()
         return self._flights.find(request_id, self._state_of)
 
     def history(self) -> list[dict[str, Any]]:
         return self._history.points()
 
     async def profile(self, seconds: float) -> str:
-        return await aside(partial(profile, self._thread, seconds))
+        return await in_daemon_thread(partial(profile, self._thread, seconds))
 
     @_in_turn
     async def matching(self, **filters: Any) -> list[asyncio.Task[Any]]:
@@ -256,7 +256,7 @@ class Documents:
 
     def _with_more_findings(self, snapshot: Snapshot) -> Snapshot:
         """``snapshot`` with the findings that no task shows, as what they tell of has ended."""
-        self._recorder.settle()
+        self._recorder.flush()
         more = [
             *_was_blocked(self._incidents.worst_block()),
             *_failed(workers_of(self._recorder.scope)),

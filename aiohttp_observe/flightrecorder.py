@@ -49,7 +49,7 @@ class FlightRecorder:
         self._families: dict[tuple[str, str], _Family] = {}
         self.total = 0
 
-    def settle(self, ended: Ended) -> None:
+    def flush(self, ended: Ended) -> None:
         """Sort in those that have ended since the last time."""
         for (method, route, _, error), alike in ended.items():
             self.total += len(alike)

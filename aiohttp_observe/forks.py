@@ -10,22 +10,22 @@ from functools import cache
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["heed_forks"]
+__all__ = ["reset_after_fork"]
 
 
 class Forked(Protocol):
     """What has threads, locks, or work that is waiting: in a child they are the parent's."""
 
-    def begin_anew(self) -> None: ...
+    def reset_in_child(self) -> None: ...
 
 
-_heeding: WeakSet[Forked] = WeakSet()
+_registered: WeakSet[Forked] = WeakSet()
 
 
-def heed_forks(thing: Forked) -> None:
+def reset_after_fork(thing: Forked) -> None:
     """Have ``thing`` begin anew in every forked child, as long as it lives."""
     _register()
-    _heeding.add(thing)
+    _registered.add(thing)
 
 
 @cache
@@ -34,5 +34,5 @@ def _register() -> None:
 
 
 def _begin_all_anew() -> None:
-    for thing in list(_heeding):
-        thing.begin_anew()
+    for thing in list(_registered):
+        thing.reset_in_child()

@@ -152,7 +152,7 @@ class Incidents:
     def to_dict(self) -> dict[str, Any]:
         """The document of ``/_tasks/incidents``: what blocked longest in total, what failed most, first."""
         with self._lock:
-            self._settle()
+            self._flush()
             blocked = [line.to_dict(culprit) for culprit, line in self._blocked.items()]
             unhandled = [failure.to_dict(*kind) for kind, failure in self._unhandled.items()]
             left_out = self._blocked.left_out + self._unhandled.left_out
@@ -163,7 +163,7 @@ class Incidents:
     def worst_block(self) -> Block | None:
         """The longest of a second or more in the last five minutes."""
         with self._lock:
-            self._settle()
+            self._flush()
             self._forget_old(perf_counter())
             return self._long[0] if self._long else None
 
@@ -183,11 +183,11 @@ class Incidents:
         self._told.append(what)
         if self._lock.acquire(blocking=False):
             try:
-                self._settle()
+                self._flush()
             finally:
                 self._lock.release()
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         for add in taken(self._told):
             add()
 

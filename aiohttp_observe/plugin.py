@@ -38,7 +38,7 @@ __all__ = ["OBSERVABILITY", "Observability", "setup_observability"]
 logger = logging.getLogger("aiohttp_observe")
 
 _Receiver = Callable[[web.Application], Awaitable[object]]
-_LOOK_INTERVAL = 0.25
+_TICK_INTERVAL = 0.25
 """Seconds between looks for clients that have left, and the like."""
 
 
@@ -220,13 +220,13 @@ class Observability:
             if self.tracer is not None:
                 self._open_tracer(app, self.tracer)
                 stack.push_async_callback(self.tracer.close)
-            self._settle_in_time(stack)
+            self._flush_in_time(stack)
             self._know_own_code(app)
             self._watch_loop(stack, loop)
             self.documents.open(loop, self.monitor)
             stack.callback(self.documents.close)
             stack.callback(tell_left_out, at_once=True)
-            stack.callback(self._look_around(loop))
+            stack.callback(self._tick_often(loop))
             await self._serve_apart(stack)
             if self._pillars.client is not None and self._pillars.client.session:
                 app[CLIENT_SESSION] = await stack.enter_async_context(client_session(app))
@@ -266,17 +266,17 @@ class Observability:
                 logger.error("the task console isn't served apart: %s", str(exc) or "it didn't start in time")
             stack.push_async_callback(server.stop)
 
-    def _settle_in_time(self, stack: AsyncExitStack) -> None:
+    def _flush_in_time(self, stack: AsyncExitStack) -> None:
         """What was left for later is done before a scrape, at clean-up, and at an exit without one."""
-        settle = self.recorder.settle
-        atexit.register(settle)
-        stack.callback(atexit.unregister, settle)
-        stack.callback(settle)
+        flush = self.recorder.flush
+        atexit.register(flush)
+        stack.callback(atexit.unregister, flush)
+        stack.callback(flush)
         stack.callback(self.recorder.close)
         if self.metrics is not None:
             in_flight = self.recorder.in_flight
             stack.callback(self.metrics.read_active(lambda: list(in_flight.values())))
-            stack.callback(self.metrics.settle_at_scrape(settle))
+            stack.callback(self.metrics.flush_at_scrape(flush))
 
     def _know_own_code(self, app: web.Application) -> None:
         """The service's own is what its handlers are in, even if it is installed."""
@@ -301,9 +301,9 @@ class Observability:
                 stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
             also = None if self.admin is None else self.documents.blocked
-            settle = partial(self.recorder.settle, wait=False)
+            flush = partial(self.recorder.flush, wait=False)
             in_flight = self.recorder.in_flight.values()
-            bystanders = Bystanders(self.scope, in_flight, self.incidents, settle, also)
+            bystanders = Bystanders(self.scope, in_flight, self.incidents, flush, also)
             self.monitor = monitor = pillars.loop_watch.install(loop, meter, bystanders)
             self.scope.stalled_since, self.scope.held = monitor.stalled_since, monitor.held
             stack.callback(self._stop_watching, monitor)
@@ -318,22 +318,22 @@ class Observability:
         self.monitor = self.scope.stalled_since = self.scope.held = None
         monitor.close()
 
-    def _look_around(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    def _tick_often(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Do, several times a second, what no event announces; returns how to stop."""
         timer: asyncio.TimerHandle
 
-        def look() -> None:
+        def tick() -> None:
             nonlocal timer
-            timer = loop.call_later(_LOOK_INTERVAL, look)  # first: whatever fails below, it goes on
-            self.recorder.look_around()
+            timer = loop.call_later(_TICK_INTERVAL, tick)  # first: whatever fails below, it goes on
+            self.recorder.tick()
             self.documents.note()
             tell_left_out()
             if self.failures is not None:
-                self.failures.look_around()
+                self.failures.tick()
             if self.metrics is not None:
                 self.metrics.tick(self.recorder.left)
 
-        timer = loop.call_later(_LOOK_INTERVAL, look)
+        timer = loop.call_later(_TICK_INTERVAL, tick)
         return lambda: timer.cancel()
 
 

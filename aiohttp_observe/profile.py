@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import PurePath
 from types import FrameType
 
+from .switchinterval import short_switch_interval
 from .tasks import caller_of, innermost_frames
-from .turns import quick_turns
 
 __all__ = ["NoProfileError", "end_profile", "profile"]
 
@@ -39,7 +39,7 @@ def profile(ident: int, seconds: float) -> str:
         raise NoProfileError("a profile is being taken: wait for its end")
     try:
         _enough = enough = threading.Event()
-        with quick_turns():  # or all that is seen of a busy thread is where it sends and receives
+        with short_switch_interval():  # or all that is seen of a busy thread is where it sends and receives
             seen = _sample(ident, seconds, enough)
     finally:
         _at_work.release()

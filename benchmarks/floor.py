@@ -118,10 +118,10 @@ class _Ended(AbstractAccessLogger):
             )
         )
         if len(_lines) >= _BATCH:
-            _settle()
+            _flush()
 
 
-def _settle() -> None:
+def _flush() -> None:
     for observe, values in zip(_observe_all, zip(*_observed, strict=True), strict=True):
         observe(values)
     os.write(sys.stdout.fileno(), _encode_lines(_lines))

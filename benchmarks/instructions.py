@@ -75,7 +75,7 @@ def _counted(stack: str, requests: int) -> int:
 
 
 def _serve(stack: str) -> None:
-    recorder._SETTLE_DELAY = plugin._LOOK_INTERVAL = _NEVER
+    recorder._FLUSH_DELAY = plugin._TICK_INTERVAL = _NEVER
     STACKS.update({"all": ours(1.0, loop_watch=None), "all at 1 %": ours(0.01, loop_watch=None)})
     asyncio.run(serve(stack))
 

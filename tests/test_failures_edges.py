@@ -150,7 +150,7 @@ async def test_handlers_that_come_and_go_do_not_pile_up() -> None:
     watch = Failures().install(loop, Meter())
     for _ in range(100):
         Library(passes_on=True)
-        watch.look_around()
+        watch.tick()
     assert len(LoopHandler.of(loop)._beneath) <= 10
     await break_in_a_callback()
     watch.close()

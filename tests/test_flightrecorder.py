@@ -194,8 +194,8 @@ def kept_of(*ends: Exchange) -> dict[str, list[str]]:
     """The requests that are kept of those that ended together, by why."""
     recorder, kept = Recorder(Scope()), FlightRecorder(list)
     recorder.add("flightrecorder", kept)
-    recorder.unsettled.extend(ends)
-    recorder.settle()
+    recorder.unflushed.extend(ends)
+    recorder.flush()
     (family,) = json.loads("".join(kept.overview(lambda exchange: (None, None))))["routes"]
     return {why: [row["request_id"] for row in family[why]] for why in ("recent", "failed")}
 

@@ -15,7 +15,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 
 FLOORS = (
-    {"aside", "jsonpieces", "records", "texts", "turns"},
+    {"daemonthread", "jsonpieces", "records", "switchinterval", "texts"},
     {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
     {"flightrecorder", "history", "tasks"},
     {"incidents", "profile"},

@@ -23,13 +23,13 @@ from aiohttp_observe import LoopWatch
 from aiohttp_observe.exchange import Meter
 from aiohttp_observe.incidents import Block, Cause
 from aiohttp_observe.loopwatch import throttling
-from aiohttp_observe.loopwatch.cause import Facts, cause_of
+from aiohttp_observe.loopwatch.cause import Measurements, cause_of
 from aiohttp_observe.loopwatch.throttling import Throttling
 from tests.service import PATIENCE, until
 
 # The rules
 
-NOTHING = Facts(
+NOTHING = Measurements(
     seconds=1.0,
     blocked=1.0,
     cpu=0.0,
@@ -75,7 +75,7 @@ NOTHING = Facts(
         (replace(NOTHING, throttled=0.9, starved=0.9), "throttled", "high"),
     ],
 )
-def test_each_cause_has_its_rule(facts: Facts, kind: str, confidence: str) -> None:
+def test_each_cause_has_its_rule(facts: Measurements, kind: str, confidence: str) -> None:
     cause = cause_of(facts)
     assert (cause.kind, cause.confidence) == (kind, confidence)
     assert " s" in cause.evidence, "evidence is something that was measured"

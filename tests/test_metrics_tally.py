@@ -96,15 +96,15 @@ def recorder(registry: CollectorRegistry) -> Recorder:
     return recorder
 
 
-def test_threads_that_settle_at_once_count_each_request_once(
+def test_threads_that_flush_at_once_count_each_request_once(
     recorder: Recorder, registry: CollectorRegistry
 ) -> None:
     """The loop's, and one that scrapes."""
 
     def serve() -> None:
         for _ in range(1000):
-            recorder.unsettled.append(ended())
-            recorder.settle()
+            recorder.unflushed.append(ended())
+            recorder.flush()
 
     threads, before = [threading.Thread(target=serve) for _ in range(4)], sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -118,10 +118,10 @@ def test_threads_that_settle_at_once_count_each_request_once(
     assert requests_counted(registry) == 4000
 
 
-def test_a_request_that_a_finalizer_ends_while_others_are_settled_is_counted(
+def test_a_request_that_a_finalizer_ends_while_others_are_flushed_is_counted(
     recorder: Recorder, registry: CollectorRegistry
 ) -> None:
-    """In the thread that settles, wherever in it the garbage collector runs."""
+    """In the thread that flushes, wherever in it the garbage collector runs."""
     finalized = 0
 
     class Abandoned:
@@ -131,21 +131,21 @@ def test_a_request_that_a_finalizer_ends_while_others_are_settled_is_counted(
         def __del__(self) -> None:
             nonlocal finalized
             finalized += 1
-            recorder.unsettled.append(ended())
-            recorder.settle()
+            recorder.unflushed.append(ended())
+            recorder.flush()
 
-    recorder.unsettled.append(ended())
-    recorder.settle()
+    recorder.unflushed.append(ended())
+    recorder.flush()
     before = gc.get_threshold()
     gc.set_threshold(1)
     try:
         for _ in range(300):
-            recorder.unsettled.append(ended())
+            recorder.unflushed.append(ended())
             Abandoned()
-            recorder.settle()
+            recorder.flush()
     finally:
         gc.set_threshold(*before)
     gc.collect()
-    recorder.settle()
+    recorder.flush()
     assert finalized == 300
     assert requests_counted(registry) == 601

@@ -289,16 +289,16 @@ async def main():
     setup_observability(app)
     async with serving(app) as service:
         assert (await service.get("/")).status == 200
-        settling, child_has_ended = threading.Event(), threading.Event()
+        flushing, child_has_ended = threading.Event(), threading.Event()
 
-        def settle():
-            with app[OBSERVABILITY].recorder._settles:
-                settling.set()
+        def flush():
+            with app[OBSERVABILITY].recorder._flushing:
+                flushing.set()
                 child_has_ended.wait()
 
-        thread = threading.Thread(target=settle)
+        thread = threading.Thread(target=flush)
         thread.start()
-        settling.wait()
+        flushing.wait()
         child = os.fork()
         if not child:
             atexit._run_exitfuncs()  # the loop is the parent's: to go through its end would disturb it

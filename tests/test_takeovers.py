@@ -29,7 +29,7 @@ async def ended(app: web.Application, told: Told, number: int) -> list[Exchange]
     """The ``number`` requests there were, once all signals have told each of them, and alike."""
     exchanges = [await told.witness.next() for _ in range(number)]
     expected = Counter(map(_end_of, exchanges))
-    app[OBSERVABILITY].recorder.settle()
+    app[OBSERVABILITY].recorder.flush()
     await until(lambda: len(told.access_lines()) >= number, "the access lines")
     lines: Counter[End] = Counter(
         (line["http.route"], str(line["http.response.status_code"]), line.get("error.type", ""))

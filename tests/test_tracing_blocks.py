@@ -58,9 +58,7 @@ async def blockable(spans: Spans) -> AsyncIterator[tuple[Service, House]]:
     tracing = Tracing(provider=spans.provider)
     observability = setup_observability(app, tracing=tracing, metrics=None, logs=None, loop_watch=None)
     recorder = observability.recorder
-    bystanders = Bystanders(
-        observability.scope, recorder.in_flight.values(), house.incidents, recorder.settle
-    )
+    bystanders = Bystanders(observability.scope, recorder.in_flight.values(), house.incidents, recorder.flush)
     house.in_flight = lambda: list(observability.recorder.in_flight.values())
     async with serving(app) as service:
         monitor = LoopWatch().install(asyncio.get_running_loop(), Meter(), bystanders)

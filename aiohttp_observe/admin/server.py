@@ -16,7 +16,7 @@ from functools import partial
 
 from aiohttp import web
 
-from ..aside import aside
+from ..daemonthread import in_daemon_thread
 
 __all__ = ["OwnServer"]
 
@@ -66,7 +66,7 @@ class OwnServer:
         if self._loop is not None:
             with suppress(RuntimeError):  # its loop is closed: it has ended by itself
                 self._loop.call_soon_threadsafe(self._stopping.set)
-        await aside(partial(self._thread.join, _STOP_SECONDS))
+        await in_daemon_thread(partial(self._thread.join, _STOP_SECONDS))
 
     def _run(self) -> None:
         asyncio.run(self._serve())

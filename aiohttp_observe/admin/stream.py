@@ -39,7 +39,7 @@ class Streams:
         self._headers = headers
         self._may_cancel = may_cancel
         self._open = 0
-        self._shows: dict[tuple[tuple[str, Any], ...], _Show] = {}
+        self._pictures: dict[tuple[tuple[str, Any], ...], _SharedPicture] = {}
         self._closing = asyncio.Event()
 
     async def close(self, app: web.Application) -> None:
@@ -80,7 +80,7 @@ class Streams:
                     await _send(response, json.dumps({"error": str(exc)}), "refused")
                     return
                 await _send(response, text, "picture")
-                await self._pause(request, show.due(len(self._shows)))
+                await self._pause(request, show.due(len(self._pictures)))
         finally:
             self._leave(show)
 
@@ -93,25 +93,25 @@ class Streams:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), min(left, _LOOK_SECONDS))
 
-    def _enter(self, filters: Mapping[str, Any]) -> _Show:
+    def _enter(self, filters: Mapping[str, Any]) -> _SharedPicture:
         key = tuple(sorted(filters.items()))
-        show = self._shows.get(key)
+        show = self._pictures.get(key)
         if show is None:
 
             async def make() -> str:
                 return await self._console.picture(allow_cancel=self._may_cancel, **filters)
 
-            show = self._shows[key] = _Show(key, make)
+            show = self._pictures[key] = _SharedPicture(key, make)
         show.viewers += 1
         return show
 
-    def _leave(self, show: _Show) -> None:
+    def _leave(self, show: _SharedPicture) -> None:
         show.viewers -= 1
         if not show.viewers:
-            del self._shows[show.key]
+            del self._pictures[show.key]
 
 
-class _Show:
+class _SharedPicture:
     """The pictures with some filters: ``make`` makes one, which all that ask meanwhile or soon after get."""
 
     def __init__(self, key: tuple[tuple[str, Any], ...], make: Callable[[], Awaitable[str]]) -> None:

@@ -19,7 +19,7 @@ from ..exchange import Meter
 from ..incidents import Incidents
 from ..options import check_flag, check_positive
 from .line import tell_left_out
-from .listener import Listener
+from .listener import FailureListener
 from .loop import LoopHandler
 from .process import Hook, never_awaited, raised_in_threads, unraisable
 
@@ -57,14 +57,16 @@ class Failures:
         hooks = [never_awaited] if self.never_awaited else []
         if self.outside_loop:
             hooks += [raised_in_threads, unraisable]
-        return FailureWatch(LoopHandler.of(loop), hooks, Listener(meter, incidents or Incidents()), self)
+        return FailureWatch(
+            LoopHandler.of(loop), hooks, FailureListener(meter, incidents or Incidents()), self
+        )
 
 
 class FailureWatch:
     """Hears of the failures that concern one application."""
 
     def __init__(
-        self, handler: LoopHandler, hooks: list[Hook], listener: Listener, options: Failures
+        self, handler: LoopHandler, hooks: list[Hook], listener: FailureListener, options: Failures
     ) -> None:
         self._handler = handler
         self._hooks = hooks
@@ -76,7 +78,7 @@ class FailureWatch:
         if self._has_origins:
             sys.set_coroutine_origin_tracking_depth(1)
 
-    def look_around(self) -> None:
+    def tick(self) -> None:
         """To be called several times a second: what no event announces."""
         self._handler.stay_in_front()
         tell_left_out()

@@ -12,7 +12,7 @@ from ..incidents import Incidents
 from ..tasks import coro_of, title_of
 from .context import birthplace, born_in, is_supervised, kind_of, raised_in, task_of
 from .line import log_failure
-from .listener import Listener, concerned
+from .listener import FailureListener, concerned
 
 __all__ = ["LoopHandler"]
 
@@ -34,7 +34,7 @@ class LoopHandler:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._listeners: list[Listener] = []
+        self._listeners: list[FailureListener] = []
         self._beneath: list[ExceptionHandler | None] = []  # those found in our place, the latest last
         self._handler: ExceptionHandler = self._handle
         self._handling = _Handling()
@@ -44,11 +44,11 @@ class LoopHandler:
         """The one of ``loop``, made if there is none."""
         return _handlers.setdefault(loop, cls(loop))
 
-    def enter(self, listener: Listener) -> None:
+    def enter(self, listener: FailureListener) -> None:
         self._listeners.append(listener)
         self.stay_in_front()
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: FailureListener) -> None:
         """The last to leave restores the handler that would be there without us."""
         self._listeners.remove(listener)
         if self._listeners:

@@ -15,14 +15,14 @@ from ..tasks.places import place_of
 from ..texts import qualified_name
 from .context import raised_in
 from .line import log_never_awaited, log_raised, made_at
-from .listener import Listener, concerned
+from .listener import FailureListener, concerned
 
 __all__ = ["Hook", "never_awaited", "raised_in_threads", "unraisable"]
 
 _function = re.compile(r"<function ([\w.<>]+) at 0x[0-9a-f]+>")
 """As Python 3.14 has it in the message."""
 
-Tell = Callable[[Any, "Exchange | None", Listener], None]
+Tell = Callable[[Any, "Exchange | None", FailureListener], None]
 
 
 class Hook:
@@ -41,7 +41,7 @@ class Hook:
         self._lock = threading.Lock()
         self._hearing: _Hearing | None = None
 
-    def enter(self, listener: Listener) -> None:
+    def enter(self, listener: FailureListener) -> None:
         with self._lock:
             if self._hearing is None:
                 original = getattr(self._module, self._name, None)
@@ -51,7 +51,7 @@ class Hook:
                 setattr(self._module, self._name, self._hearing)
             self._hearing.listeners.append(listener)
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: FailureListener) -> None:
         with self._lock:
             hearing = self._hearing
             if hearing is None:
@@ -68,7 +68,7 @@ class _Hearing:
     """What stands in the function's place.  One that somebody else has gone before stays, and passes on."""
 
     def __init__(self, tell: Tell, original: Callable[[Any], Any], calls_original: bool) -> None:
-        self.listeners: list[Listener] = []
+        self.listeners: list[FailureListener] = []
         self.original = original
         self.calls_original = calls_original
         self._tell = tell
@@ -103,7 +103,7 @@ def _one_frame_deeper(original: Any) -> Callable[[Any], Any]:
     return FunctionType(original.__code__, {**original.__globals__, "warn": warn})
 
 
-def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: Listener) -> None:
+def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: FailureListener) -> None:
     listener.meter.unhandled("never_awaited")
     dropped_in: FrameType = sys._getframe(2)
     log_never_awaited(coro, dropped_in, exchange)
@@ -111,14 +111,14 @@ def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: Listener
     listener.incidents.unhandled("never_awaited", coro=qualified_name(coro), frame=frame, **_ids(exchange))
 
 
-def _tell_thread(args: Any, exchange: Exchange | None, listener: Listener) -> None:
+def _tell_thread(args: Any, exchange: Exchange | None, listener: FailureListener) -> None:
     if args.exc_type is SystemExit:  # the thread's own way to end
         return
     name = getattr(args.thread, "name", None) or "unknown"
     _tell_raised(f"Exception in thread {name}", args.exc_value, exchange, listener)
 
 
-def _tell_unraisable(args: Any, exchange: Exchange | None, listener: Listener) -> None:
+def _tell_unraisable(args: Any, exchange: Exchange | None, listener: FailureListener) -> None:
     exc = args.exc_value
     if isinstance(exc, RuntimeWarning) and str(exc).partition("\n")[0].endswith("was never awaited"):
         return  # told as such; where its maker is remembered, that is in further lines
@@ -128,7 +128,7 @@ def _tell_unraisable(args: Any, exchange: Exchange | None, listener: Listener) -
 
 
 def _tell_raised(
-    message: str, exc: BaseException | None, exchange: Exchange | None, listener: Listener
+    message: str, exc: BaseException | None, exchange: Exchange | None, listener: FailureListener
 ) -> None:
     listener.meter.unhandled("other")
     log_raised(message, exc, exchange)

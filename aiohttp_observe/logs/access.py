@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractAccessLogger
 from msgspec import Struct, field
 
 from ..exchange import FIELDS, MALFORMED, UNMATCHED, Ended, Exchange, taken
-from ..forks import heed_forks
+from ..forks import reset_after_fork
 from ..records import log
 from ..texts import timestamp
 from .lines import named_apart, plain
@@ -129,16 +129,16 @@ class AccessLines:
 
     ``direct`` gives our handler while a record would go only there, and could be spared.
     It is asked for each first of a few lines, which are rendered together, when that is
-    cheapest: see `settle`.
+    cheapest: see `flush`.
     """
 
     def __init__(self, direct: Callable[[], WriterHandler | None]) -> None:
         self._direct = direct
         self._handler: WriterHandler | None = None
-        self.begin_anew()
-        heed_forks(self)
+        self.reset_in_child()
+        reset_after_fork(self)
 
-    def begin_anew(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the lines that wait are the parent's to write."""
         self._waiting: deque[tuple[WriterHandler, Exchange, Mapping[str, Any] | None]] = deque()
 
@@ -154,7 +154,7 @@ class AccessLines:
             # As they are now: the service may change what it has bound.
             waiting.append((handler, exchange, fields and named_apart(fields, handler.is_secret)))
 
-    def settle(self, ended: Ended) -> None:
+    def flush(self, ended: Ended) -> None:
         """Have the lines written of the requests that have ended since the last time."""
         if not logger.isEnabledFor(logging.INFO):
             self._waiting.clear()

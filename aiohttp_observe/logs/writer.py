@@ -18,7 +18,7 @@ from threading import Lock
 from time import monotonic, sleep
 from typing import Any, TextIO
 
-from ..forks import heed_forks
+from ..forks import reset_after_fork
 from ..redaction import SecretNames
 from .lines import line_of
 
@@ -64,10 +64,10 @@ class Writer:
         self._render = render
         self.dropped = dropped
         self._limit = limit
-        self.begin_anew()
-        heed_forks(self)
+        self.reset_in_child()
+        reset_after_fork(self)
 
-    def begin_anew(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the thread, and what it was to write, are the parent's."""
         # A lock among the lines is released once all before it is written.
         self._waiting: SimpleQueue[Any] = SimpleQueue()

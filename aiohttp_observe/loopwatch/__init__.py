@@ -8,12 +8,12 @@ one, it costs next to nothing while all is well, and any loop implementation wil
 ``watch``       what is installed on a loop, and an application's share in it
 ``pulse``       the timer on the loop
 ``watchdog``    the thread that looks while the pulse is overdue
-``sightings``   what was seen at the looks at one block
+``samples``     what was seen at the looks at one block
 ``thread``      the loop's thread, seen from another one
 ``clocks``      what tells causes apart: CPU clocks and the time of garbage collections
 ``throttling``  the time for which a container got no CPU
 ``cause``       the rules by which a block is explained
-``telling``     who is told: the log, meters and listeners
+``reporting``   who is told: the log, meters and listeners
 ``bystanders``  the requests that a block kept waiting
 """
 

@@ -25,7 +25,7 @@ class _Stall:
 
 
 class Bystanders:
-    """Tells of each block, and of whom it kept waiting: a `Listener` for one application.
+    """Tells of each block, and of whom it kept waiting: a `BlockListener` for one application.
 
     The victims are the requests in flight, but for the one that blocked, at the moment when
     the loop turns again: many end right after it.  Their spans are marked then, by the
@@ -34,7 +34,7 @@ class Bystanders:
     thread.  The tracer is told of blocks by this application's requests only.
 
     ``in_flight`` are the application's exchanges, read on the loop; ``also`` hears of blocks too.
-    ``settle`` does, in any thread, what was left for the loop to do later: it may never come to it.
+    ``flush`` does, in any thread, what was left for the loop to do later: it may never come to it.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Bystanders:
         scope: Scope,
         in_flight: Iterable[Exchange],
         incidents: Incidents,
-        settle: Callable[[], None],
+        flush: Callable[[], None],
         also: Callable[[Block], None] | None = None,
     ) -> None:
-        self._settle = settle
+        self._flush = flush
         self._also = also
         self._scope = scope
         self._in_flight = in_flight
@@ -53,7 +53,7 @@ class Bystanders:
         self._stalls: deque[_Stall] = deque(maxlen=16)
 
     def suspected(self) -> None:
-        self._settle()
+        self._flush()
 
     def stalled(self, started: float, seconds: float, culprit: str | None) -> None:
         victims = [exchange for exchange in self._in_flight if exchange.request_id != culprit]

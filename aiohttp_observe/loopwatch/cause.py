@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..incidents import Cause
 
-__all__ = ["Facts", "cause_of"]
+__all__ = ["Measurements", "cause_of"]
 
 _MOST, _NEARLY_ALL = 0.5, 0.8
 _WORKING, _IDLE = 0.6, 0.4
@@ -19,7 +19,7 @@ _ONE_CORE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Measurements:
     """What was measured between the beats around a block, in seconds.
 
     ``seconds``     between the beats
@@ -68,12 +68,12 @@ class Facts:
         return max(self.off - self.queued, 0.0)
 
 
-def cause_of(facts: Facts) -> Cause:
+def cause_of(facts: Measurements) -> Cause:
     """The first rule that applies."""
     return next(filter(None, (rule(facts) for rule in _RULES)))
 
 
-def _throttled(facts: Facts) -> Cause | None:
+def _throttled(facts: Measurements) -> Cause | None:
     share = min(facts.throttled, facts.off) / facts.blocked
     if share < _MOST:
         return None
@@ -81,7 +81,7 @@ def _throttled(facts: Facts) -> Cause | None:
     return Cause("throttled", _grade(share), evidence)
 
 
-def _gc(facts: Facts) -> Cause | None:
+def _gc(facts: Measurements) -> Cause | None:
     share = facts.collecting / facts.blocked
     if share < _MOST:
         return None
@@ -90,7 +90,7 @@ def _gc(facts: Facts) -> Cause | None:
     )
 
 
-def _gil(facts: Facts) -> Cause | None:
+def _gil(facts: Measurements) -> Cause | None:
     """Other threads use a core while the loop's is off its CPU, but doesn't sleep."""
     if facts.wanted >= _WORKING or facts.others < _ONE_CORE * facts.asleep:
         return None
@@ -105,13 +105,13 @@ def _gil(facts: Facts) -> Cause | None:
     return Cause("gil", confidence, evidence + "asked for the interpreter lock again and again")
 
 
-def _cpu(facts: Facts) -> Cause | None:
+def _cpu(facts: Measurements) -> Cause | None:
     if facts.wanted < _WORKING or facts.busy < _SERVED * facts.wanted:
         return None
     return Cause("cpu", _grade(facts.busy), _time_on_cpu(facts))
 
 
-def _blocking_call(facts: Facts) -> Cause | None:
+def _blocking_call(facts: Measurements) -> Cause | None:
     if facts.wanted > _IDLE or facts.starved >= _MOST * facts.blocked:
         return None
     if facts.in_call:
@@ -119,11 +119,11 @@ def _blocking_call(facts: Facts) -> Cause | None:
     return Cause("blocking_call", "medium", _time_on_cpu(facts))
 
 
-def _unknown(facts: Facts) -> Cause:
+def _unknown(facts: Measurements) -> Cause:
     return Cause("unknown", "low", _time_on_cpu(facts))
 
 
-_RULES: tuple[Callable[[Facts], Cause | None], ...] = (
+_RULES: tuple[Callable[[Measurements], Cause | None], ...] = (
     _throttled,
     _gc,
     _gil,
@@ -138,6 +138,6 @@ def _grade(share: float) -> str:
     return "high" if share >= _NEARLY_ALL else "medium"
 
 
-def _time_on_cpu(facts: Facts) -> str:
+def _time_on_cpu(facts: Measurements) -> str:
     queued = f", and queued for one for {facts.queued:.2f} s" if facts.queued >= _SOME * facts.seconds else ""
     return f"the loop's thread was on a CPU for {facts.cpu:.2f} of {facts.seconds:.2f} s{queued}"

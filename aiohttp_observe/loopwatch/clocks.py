@@ -8,10 +8,10 @@ import time
 from time import perf_counter
 from typing import Any, NamedTuple
 
-__all__ = ["COLLECTIONS", "Reading", "read"]
+__all__ = ["COLLECTIONS", "ClockReading", "read"]
 
 
-class Reading(NamedTuple):
+class ClockReading(NamedTuple):
     """Seconds, each since some moment in the past; all threads' CPU time is ``process``.
 
     ``waits`` is how often the thread gave its CPU away to wait for something, ``None`` where
@@ -25,9 +25,9 @@ class Reading(NamedTuple):
     waits: int | None
 
 
-def read() -> Reading:
+def read() -> ClockReading:
     """The clocks now; ``cpu`` and ``waits`` are the calling thread's.  About 2 µs."""
-    return Reading(perf_counter(), _own_cpu(), time.process_time(), COLLECTIONS.seconds, _own_waits())
+    return ClockReading(perf_counter(), _own_cpu(), time.process_time(), COLLECTIONS.seconds, _own_waits())
 
 
 _own_cpu = getattr(time, "thread_time", time.process_time)

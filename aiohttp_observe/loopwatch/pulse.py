@@ -11,8 +11,8 @@ from time import perf_counter
 from types import CodeType
 
 from ..exchange import Exchange, Meter
-from .clocks import Reading, read
-from .telling import report
+from .clocks import ClockReading, read
+from .reporting import report
 
 __all__ = ["Late", "Pulse"]
 
@@ -33,8 +33,8 @@ class Late:
 
     due: float
     lag: float
-    before: Reading
-    after: Reading
+    before: ClockReading
+    after: ClockReading
     holder: Exchange | None
 
     @property

@@ -24,7 +24,7 @@ from ..tasks.tracker import exchange_of, number_of, title_of
 from . import pulse
 from .clocks import COLLECTIONS
 
-__all__ = ["LoopThread", "Sighting", "Usage", "out_of_sight"]
+__all__ = ["LoopThread", "Sample", "Usage", "out_of_sight"]
 
 _DEEPEST = 50
 _WINDOW = 10
@@ -32,7 +32,7 @@ _WINDOW = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class Sample:
     """What the loop's thread was seen doing, or must have done.  Plain values only.
 
     ``place`` is the line to name, ``None`` if nobody could look, and then there is no ``stack`` either.
@@ -83,7 +83,7 @@ class LoopThread:
         except (OSError, ValueError, IndexError):
             return 0.0
 
-    def look(self, caller: CodeType | None) -> Sighting | None:
+    def sample(self, caller: CodeType | None) -> Sample | None:
         """What it does now, ``None`` unless it is in a callback of others.  ``caller``: see `Pulse`."""
         if not self._loop.is_running():
             return None
@@ -92,7 +92,7 @@ class LoopThread:
         if frame is None or not stack or stack[-1].file == pulse.__file__:
             return None
         task = _current_task(self._loop)
-        return _sighting(stack, task, None if task is None else exchange_of(task), _is_in_call(frame))
+        return _sample(stack, task, None if task is None else exchange_of(task), _is_in_call(frame))
 
 
 class Usage:
@@ -152,16 +152,16 @@ def _is_in_call(frame: FrameType) -> bool:
     return name.startswith(("CALL", "PRECALL", "BEFORE_", "WITH_", "SETUP_WITH", "FOR_ITER"))
 
 
-def out_of_sight(exchange: Exchange | None) -> Sighting:
+def out_of_sight(exchange: Exchange | None) -> Sample:
     """What nobody saw, done for ``exchange`` as far as is known."""
-    return _sighting((), None, exchange, in_call=False)
+    return _sample((), None, exchange, in_call=False)
 
 
-def _sighting(
+def _sample(
     stack: tuple[Frame, ...], task: asyncio.Task[Any] | None, exchange: Exchange | None, in_call: bool
-) -> Sighting:
+) -> Sample:
     span = None if exchange is None else exchange.span
-    return Sighting(
+    return Sample(
         place=line_to_name(stack),
         task=None if task is None else number_of(task),
         task_name=None if task is None else title_of(task),

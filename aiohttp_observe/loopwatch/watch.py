@@ -12,7 +12,7 @@ from ..options import check_positive
 from ..tasks.model import Blocked, LoopState
 from .clocks import COLLECTIONS
 from .pulse import Late, Pulse
-from .telling import Listener, inform
+from .reporting import BlockListener, inform
 from .thread import LoopThread, Usage
 from .watchdog import Watchdog
 
@@ -48,7 +48,7 @@ class LoopWatch:
         check_positive("LoopWatch(threshold=...)", self.threshold, "seconds")
 
     def install(
-        self, loop: asyncio.AbstractEventLoop, meter: Meter, blocks: Listener | None = None
+        self, loop: asyncio.AbstractEventLoop, meter: Meter, blocks: BlockListener | None = None
     ) -> LoopMonitor:
         """Watch ``loop``, which runs in the calling thread, and report to ``meter``.
 
@@ -67,7 +67,7 @@ class LoopMonitor:
     All but `stalled_since`, `held` and `close` works from any thread.
     """
 
-    def __init__(self, watch: _Watch, meter: Meter, blocks: Listener | None) -> None:
+    def __init__(self, watch: _Watch, meter: Meter, blocks: BlockListener | None) -> None:
         self._watch = watch
         self._share = (meter, blocks)
         self._open = True
@@ -111,7 +111,7 @@ class LoopMonitor:
             self._watch.leave(self._share)
 
 
-_Share = tuple[Meter, "Listener | None"]
+_Share = tuple[Meter, "BlockListener | None"]
 
 
 class _Watch:
@@ -145,7 +145,7 @@ class _Watch:
         seconds = perf_counter() - pulse.due + pulse.interval / 2
         if seconds < self._threshold or threading.get_ident() == self._thread.ident:
             return None
-        seen = self._thread.look(pulse.caller)
+        seen = self._thread.sample(pulse.caller)
         if seen is None:
             return None
         return Blocked(seconds, seen.task, seen.request_id, seen.trace_id, seen.stack, seen.place)

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from time import perf_counter
 
 from ..incidents import Block, Cause
+from ..switchinterval import short_switch_interval
 from ..tasks.places import is_library
-from ..turns import quick_turns
-from .cause import Facts, cause_of
-from .clocks import COLLECTIONS, Reading
+from .cause import Measurements, cause_of
+from .clocks import COLLECTIONS, ClockReading
 from .pulse import Late, Pulse
-from .sightings import Sightings
-from .telling import Listener, inform, logger, report, tell
-from .thread import LoopThread, Sighting, Usage, out_of_sight
+from .reporting import BlockListener, inform, log_block, logger, report
+from .samples import Samples
+from .thread import LoopThread, Sample, Usage, out_of_sight
 from .throttling import Throttling
 
 __all__ = ["Watchdog"]
@@ -42,7 +42,7 @@ class Watchdog:
         threshold: float,
         over: Callable[[], None],
     ) -> None:
-        self.listeners: tuple[Listener, ...] = ()
+        self.listeners: tuple[BlockListener, ...] = ()
         self._loop_thread = loop_thread
         self._usage = usage
         self._pulse = pulse
@@ -60,7 +60,7 @@ class Watchdog:
         self._pause = 0.0
         self._planned = perf_counter()
         self._cpu = loop_thread.cpu_seconds()
-        self._sightings: Sightings | None = None
+        self._samples: Samples | None = None
         self._thread = threading.Thread(target=self._run, name="aiohttp-observe-loop-watch", daemon=True)
         try:
             self._thread.start()
@@ -78,14 +78,14 @@ class Watchdog:
         self._late.append(late)
         self._wake.set()
 
-    def seen_in(self, late: Late) -> Sighting | None:
+    def seen_in(self, late: Late) -> Sample | None:
         """What has been seen most while that beat didn't come; on the loop."""
-        sightings = self._sightings
-        return self._seen(late, None if sightings is None or sightings.due != late.due else sightings)
+        samples = self._samples
+        return self._seen(late, None if samples is None or samples.due != late.due else samples)
 
-    def _seen(self, late: Late, sightings: Sightings | None) -> Sighting | None:
-        seen = None if sightings is None else sightings.first
-        in_time = sightings is not None and sightings.looked_at < late.after.at - self._pulse.interval / 2
+    def _seen(self, late: Late, samples: Samples | None) -> Sample | None:
+        seen = None if samples is None else samples.top
+        in_time = samples is not None and samples.looked_at < late.after.at - self._pulse.interval / 2
         if in_time or late.worked < self._threshold:
             return seen
         # What keeps the interpreter lock may be over before this thread looks, since others get it next;
@@ -118,38 +118,38 @@ class Watchdog:
         due = self._pulse.due  # before the late beats: an end that is missed here is told next time
         now = perf_counter()
         starved = self._starved(now)
-        if self._sightings is not None:
-            self._sightings.starved += starved
+        if self._samples is not None:
+            self._samples.starved += starved
         self._tell_ended(starved)
         overdue = now - due
         if overdue < self._suspicious:
             self._throttling.note(now)
             self._queue.note(now)
             return self._suspicious - overdue
-        sightings = self._sightings
-        is_new = sightings is None or sightings.due != due
-        if sightings is None or is_new:
-            sightings = self._sightings = Sightings(due, min(starved, overdue))
-        seen = self._look_while(due)
+        samples = self._samples
+        is_new = samples is None or samples.due != due
+        if samples is None or is_new:
+            samples = self._samples = Samples(due, min(starved, overdue))
+        seen = self._sample_while(due)
         if seen is not None:
-            seen = self._look_anywhere_while(due) or seen
+            seen = self._sample_anywhere_while(due) or seen
         if seen is not None or self._pulse.due == due:
-            sightings.add(seen, now)
+            samples.add(seen, now)
         if is_new:
             self._begin(overdue)
             inform(self.listeners, lambda listener: listener.suspected(), self._pulse.meters)
-        self._tell_of_hanging(sightings, overdue - sightings.starved)
+        self._tell_of_hanging(samples, overdue - samples.starved)
         return max(overdue, self._threshold) / 4
 
-    def _look_while(self, due: float) -> Sighting | None:
-        seen = self._loop_thread.look(self._pulse.caller)
+    def _sample_while(self, due: float) -> Sample | None:
+        seen = self._loop_thread.sample(self._pulse.caller)
         return seen if self._pulse.due == due else None  # else it ended meanwhile
 
-    def _look_anywhere_while(self, due: float) -> Sighting | None:
+    def _sample_anywhere_while(self, due: float) -> Sample | None:
         """Once more: a thread that often lets others have a turn was seen where it does."""
-        with quick_turns():
+        with short_switch_interval():
             time.sleep(_MOMENT)
-            return self._look_while(due)
+            return self._sample_while(due)
 
     def _begin(self, overdue: float) -> None:
         """Take readings that let go of the interpreter lock: after the look, which may be the only one."""
@@ -171,73 +171,73 @@ class Watchdog:
         # What it used while this thread was asleep as planned says nothing of the time since.
         return max(late - max(used - self._pause, 0.0), 0.0)
 
-    def _tell_of_hanging(self, sightings: Sightings, lasting: float) -> None:
-        if lasting >= _STILL_BLOCKED and sightings.first and not sightings.told:
-            sightings.told = True
+    def _tell_of_hanging(self, samples: Samples, lasting: float) -> None:
+        if lasting >= _STILL_BLOCKED and samples.top and not samples.told:
+            samples.told = True
             seconds = lasting + self._pulse.interval / 2
-            cause = self._cause_so_far(sightings, seconds)
-            block = _block(self._pulse, sightings, sightings.first, seconds, cause)
-            tell(block, sightings, still=True)
+            cause = self._cause_so_far(samples, seconds)
+            block = _block(self._pulse, samples, samples.top, seconds, cause)
+            log_block(block, samples, still=True)
 
     def _tell_ended(self, starved: float) -> None:
         while self._late:
             late = self._late.popleft()
-            sightings = self._sightings
-            if sightings is None or sightings.due != late.due:
-                sightings = Sightings(late.due, min(starved, late.lag))
+            samples = self._samples
+            if samples is None or samples.due != late.due:
+                samples = Samples(late.due, min(starved, late.lag))
                 self._begin(late.lag)
             else:
-                self._sightings = None
-            self._end(sightings, late)
+                self._samples = None
+            self._end(samples, late)
 
-    def _end(self, sightings: Sightings, late: Late) -> None:
+    def _end(self, samples: Samples, late: Late) -> None:
         # It began somewhere between two beats.
         seconds = late.lag + self._pulse.interval / 2
         worked = late.worked
         # While its thread was on a CPU it wasn't starved, whatever this one was.
-        sightings.starved = min(sightings.starved, max(late.after.at - late.before.at - worked, 0.0))
+        samples.starved = min(samples.starved, max(late.after.at - late.before.at - worked, 0.0))
         queued = self._queue.seconds_of(late.lag)
-        cause = self._cause(sightings, seconds, late.before, late.after, queued)
-        first = self._seen(late, sightings)
-        if self._nothing_ran(sightings, seconds, worked):
+        cause = self._cause(samples, seconds, late.before, late.after, queued)
+        top = self._seen(late, samples)
+        if self._nothing_ran(samples, seconds, worked):
             if cause.kind != "gil":
                 return  # what was seen may have begun when that was over
-            first = out_of_sight(None)  # another thread kept the loop and this one from running
+            top = out_of_sight(None)  # another thread kept the loop and this one from running
         else:
-            seconds -= self._not_its_own(sightings, cause, worked, queued)
-        if first is None or seconds + self._pulse.interval / 2 < self._threshold:
+            seconds -= self._not_its_own(samples, cause, worked, queued)
+        if top is None or seconds + self._pulse.interval / 2 < self._threshold:
             return
         meters = self._pulse.meters
         report(meters, lambda meter: meter.loop_blocked(seconds))
-        block = _block(self._pulse, sightings, first, seconds, cause)
+        block = _block(self._pulse, samples, top, seconds, cause)
         inform(self.listeners, lambda listener: listener.blocked(block), meters)
-        tell(block, sightings, still=False)
+        log_block(block, samples, still=False)
 
-    def _nothing_ran(self, sightings: Sightings, seconds: float, worked: float) -> bool:
+    def _nothing_ran(self, samples: Samples, seconds: float, worked: float) -> bool:
         """Whether neither this thread nor the loop's could run for most of it: no line is to blame."""
-        return sightings.found < 2 and sightings.starved * 2 > seconds and worked < self._threshold
+        return samples.found < 2 and samples.starved * 2 > seconds and worked < self._threshold
 
-    def _not_its_own(self, sightings: Sightings, cause: Cause, worked: float, queued: float) -> float:
+    def _not_its_own(self, samples: Samples, cause: Cause, worked: float, queued: float) -> float:
         """Seconds of a block for which the process could not run, unless just that is its cause."""
-        if cause.kind in _STARVING and sightings.found >= 2:
+        if cause.kind in _STARVING and samples.found >= 2:
             return 0.0
         # Queueing for a CPU is part of a block by something that works for long enough itself.
-        return max(sightings.starved - (queued if worked >= self._threshold else 0.0), 0.0)
+        return max(samples.starved - (queued if worked >= self._threshold else 0.0), 0.0)
 
-    def _cause_so_far(self, sightings: Sightings, seconds: float) -> Cause:
+    def _cause_so_far(self, samples: Samples, seconds: float) -> Cause:
         before = self._pulse.before
         if self._loop_thread.clock is None:
             return Cause("unknown", "low", "it goes on, and this system has no CPU clock for it")
         cpu = self._loop_thread.cpu_seconds()
-        now = Reading(perf_counter(), cpu, time.process_time(), COLLECTIONS.seconds, None)
-        return self._cause(sightings, seconds, before, now, self._queue.seconds_of(seconds))
+        now = ClockReading(perf_counter(), cpu, time.process_time(), COLLECTIONS.seconds, None)
+        return self._cause(samples, seconds, before, now, self._queue.seconds_of(seconds))
 
     def _cause(
-        self, sightings: Sightings, seconds: float, before: Reading, after: Reading, queued: float
+        self, samples: Samples, seconds: float, before: ClockReading, after: ClockReading, queued: float
     ) -> Cause:
         cpu = after.cpu - before.cpu
         return cause_of(
-            Facts(
+            Measurements(
                 seconds=after.at - before.at,
                 blocked=seconds,
                 cpu=cpu,
@@ -245,14 +245,14 @@ class Watchdog:
                 collecting=after.collecting - before.collecting,
                 throttled=self._throttling.seconds(),
                 queued=min(queued, max(after.at - before.at - cpu, 0.0)),
-                starved=sightings.starved,
+                starved=samples.starved,
                 contending=_contending(before, after),
-                in_call=sightings.in_calls * 2 > sightings.seconds,
+                in_call=samples.in_calls * 2 > samples.seconds,
             )
         )
 
 
-def _contending(before: Reading, after: Reading) -> float | None:
+def _contending(before: ClockReading, after: ClockReading) -> float | None:
     if before.waits is None or after.waits is None:
         return None
     return (after.waits - before.waits) * sys.getswitchinterval()
@@ -314,9 +314,9 @@ class _ThrottledSince:
         return self._missed + self._now() - self._begun
 
 
-def _block(pulse: Pulse, sightings: Sightings, seen: Sighting, seconds: float, cause: Cause) -> Block:
+def _block(pulse: Pulse, samples: Samples, seen: Sample, seconds: float, cause: Cause) -> Block:
     return Block(
-        started=sightings.due - pulse.interval / 2,
+        started=samples.due - pulse.interval / 2,
         seconds=seconds,
         frame=seen.place,
         stack=seen.stack,

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
 from ..exchange import ClientOutcome, Exchange, Meter, SpanIds
-from ..forks import heed_forks
+from ..forks import reset_after_fork
 from .labels import MOST_NAMES, MOST_ROUTES, Bounded
 from .outbound import ClientCalls
 from .scraped import AtScrape
@@ -74,7 +74,7 @@ class Instruments(Meter):
         registry.register(self.at_scrape)  # first, so that all below is up to date when read
         self._add_server(registry)
         self._calls = ClientCalls(registry)
-        heed_forks(self)
+        reset_after_fork(self)
         self._add_asyncio(registry)
         self._internal_errors = Counter(
             "aiohttp_observe_internal_errors",
@@ -192,25 +192,25 @@ class Instruments(Meter):
     @_guarded
     def client_request(self, outcome: ClientOutcome, seconds: float, span: SpanIds | None) -> None:
         self._calls.add(outcome, seconds, span)
-        if self._calls.are_many or not self.in_flight:  # no application runs that would settle them soon
-            self.settle_calls()
+        if self._calls.are_many or not self.in_flight:  # no application runs that would flush them soon
+            self.flush_calls()
 
     @_guarded
     def client_phase(self, host: str, phase: str, seconds: float, *, redirected: bool) -> None:
         self._calls.add_phase((host, phase, redirected), seconds)
         if self._calls.are_many:
-            self.settle_calls()
+            self.flush_calls()
 
-    def begin_anew(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child, where no application runs."""
         self.in_flight.clear()
         self.at_scrape.forget()
         self.at_scrape.before.append(self.count_active)
         self._calls.forget()
 
-    def settle_calls(self) -> None:
+    def flush_calls(self) -> None:
         """Observe the outbound calls that have ended since the last time."""
-        for observe in self._calls.settling():
+        for observe in self._calls.flushing():
             self.attempt(observe)
 
     @_guarded

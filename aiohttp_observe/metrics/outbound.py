@@ -73,7 +73,7 @@ class ClientCalls:
 
     @property
     def are_many(self) -> bool:
-        """Whether it is time to settle."""
+        """Whether it is time to flush."""
         return len(self._ended) >= _MOST_WAITING or len(self._phases) >= _MOST_WAITING
 
     def forget(self) -> None:
@@ -81,7 +81,7 @@ class ClientCalls:
         self._ended.clear()
         self._phases.clear()
 
-    def settling(self) -> Iterator[Callable[[], None]]:
+    def flushing(self) -> Iterator[Callable[[], None]]:
         """What observes the calls taken down since the last time, a series at a time: each may fail."""
         calls: defaultdict[ClientOutcome, list[tuple[float, SpanIds | None]]] = defaultdict(list)
         for outcome, seconds, span in taken(self._ended):

@@ -17,7 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from ..aside import aside
+from ..daemonthread import in_daemon_thread
 from .pieces import InPieces
 
 __all__ = ["Gate", "MetricsPage"]
@@ -86,7 +86,7 @@ class MetricsPage:
         """The one at work, if there is: a crowd of scrapers, gone ones included, costs no more than one."""
         at_work = self._at_work.get(content_type)
         if at_work is None or at_work.done():
-            at_work = self._at_work[content_type] = aside(lambda: self._encoded(encode))
+            at_work = self._at_work[content_type] = in_daemon_thread(lambda: self._encoded(encode))
             at_work.add_done_callback(functools.partial(self._forget, content_type))
         return at_work
 

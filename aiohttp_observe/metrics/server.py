@@ -82,9 +82,9 @@ class ServerMetrics:
             page = MetricsPage(self._registry, gate if options.require_token else None)
             app.router.add_get(options.path, page.get)
 
-    def settle(self, ended: Ended) -> None:
+    def flush(self, ended: Ended) -> None:
         """Observe the requests, and outbound calls, that have ended since the last time."""
-        self.instruments.settle_calls()
+        self.instruments.flush_calls()
         for outcome, alike in ended.items():
             self.instruments.attempt(partial(self._observe, outcome, alike))
 
@@ -107,7 +107,7 @@ class ServerMetrics:
 
         What another process reads from a file can't wait for a scrape.
         """
-        self.instruments.settle_calls()
+        self.instruments.flush_calls()
         now = perf_counter()
         for exchange in left:
             self.instruments.attempt(partial(self._count_abandoned, exchange, now))
@@ -123,9 +123,9 @@ class ServerMetrics:
 
     # What is read at scrape; each returns how to stop
 
-    def settle_at_scrape(self, settle: Callable[[], None]) -> Callable[[], None]:
-        """Call ``settle`` before anything is read."""
-        return _added(self.instruments.at_scrape.before, settle)
+    def flush_at_scrape(self, flush: Callable[[], None]) -> Callable[[], None]:
+        """Call ``flush`` before anything is read."""
+        return _added(self.instruments.at_scrape.before, flush)
 
     def read_active(self, in_flight: InFlight) -> Callable[[], None]:
         """Have requests being served counted."""

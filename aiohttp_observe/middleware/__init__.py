@@ -17,7 +17,7 @@ from exactly that line.  Nothing leaks, because every request has a context of i
 
 A flight *lands* when its own task has ended; it is then *told*, once, by `Recorder.end`.  Who
 hears of the end is *answered*, the access logger, or *landed*, the done-callback.  What the
-pillars leave for later is *settled*.
+pillars leave for later is *flushed*.
 """
 
 from __future__ import annotations

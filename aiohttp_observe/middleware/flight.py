@@ -74,7 +74,7 @@ class Flight(Exchange):
         try:
             self._split_wait(coro, future, callbacks, since, until)
         except Exception as exc:  # nothing of ours may reach the handler
-            self.recorder.complain("recorder", exc)
+            self.recorder.report_error("recorder", exc)
 
     def held(self, seconds: float) -> None:
         """The handler has held the loop."""
@@ -82,7 +82,7 @@ class Flight(Exchange):
             if self.scope.held is not None:
                 self.scope.held(self, seconds)
         except Exception as exc:  # nothing of ours may reach the handler
-            self.recorder.complain("recorder", exc)
+            self.recorder.report_error("recorder", exc)
 
     def _split_wait(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
         stalled = self.scope.stalled_since

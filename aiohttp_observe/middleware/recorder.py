@@ -27,7 +27,7 @@ from ..exchange import (
     Scope,
     taken,
 )
-from ..forks import heed_forks
+from ..forks import reset_after_fork
 from ..tasks import adopt, drive
 from ..texts import LONGEST_TITLE, title
 from .ending import (
@@ -44,9 +44,9 @@ from .websockets import count_messages
 
 __all__ = ["Recorder", "user_observers"]
 
-_SETTLE_COUNT = 32
+_FLUSH_COUNT = 32
 """Requests after which what they left for later is done."""
-_SETTLE_DELAY = 0.02
+_FLUSH_DELAY = 0.02
 """Seconds after which it is done, however few they are."""
 _SENT_AT_ONCE = 0.01
 """Seconds in which a response may well have been sent without waiting for anybody."""
@@ -59,7 +59,7 @@ logger = logging.getLogger("aiohttp_observe")
 class RequestHooks(Protocol):
     """What a pillar may implement of a request's life; each hook is optional and guarded.
 
-    ``settle`` hears of several ended requests at once: soon after, on the loop, or earlier, in
+    ``flush`` hears of several ended requests at once: soon after, on the loop, or earlier, in
     the thread of whoever wants to see the result.  Work done so costs half of what it costs
     between two requests.
     """
@@ -72,7 +72,7 @@ class RequestHooks(Protocol):
 
     def finished(self, exchange: Exchange) -> None: ...
 
-    def settle(self, ended: Ended) -> None: ...
+    def flush(self, ended: Ended) -> None: ...
 
 
 class Recorder:
@@ -83,8 +83,8 @@ class Recorder:
     request goes on.  ``adapt``, if set, may exchange the handler that is called;
     ``in_flight`` are the requests being served, by what aiohttp writes their answer with: that
     is one for each request, the same for its clones, and in whatever task it is handled.
-    ``left`` are those of them whose client had left at the last look, ``unsettled`` the requests
-    that have ended since `settle`.  ``others_prepare``: whether
+    ``left`` are those of them whose client had left at the last look, ``unflushed`` the requests
+    that have ended since `flush`.  ``others_prepare``: whether
     there are ``on_response_prepare`` signals that may fail besides ours.  ``stopping``: whether
     the server may cut requests short itself.
     """
@@ -97,23 +97,23 @@ class Recorder:
         self.adapt: Callable[[Handler], Handler] | None = None
         self.stopping = False
         self.left: list[Flight] = []
-        self._looked_at = 0.0
+        self._ticked_at = 0.0
         self._outliving: Container[AbstractStreamWriter] = ()
-        self._complaints: set[tuple[str, type]] = set()
+        self._reported: set[tuple[str, type]] = set()
         self._started: list[tuple[str, Callable[[Exchange, web.BaseRequest], None]]] = []
         self._raised: list[tuple[str, Callable[[Exchange, Exception], None]]] = []
         self._prepared: list[tuple[str, Callable[[Exchange, web.StreamResponse], None]]] = []
         self._finished: list[tuple[str, Callable[[Exchange], None]]] = []
-        self._settle: list[tuple[str, Callable[[Ended], None]]] = []
-        self._settling: asyncio.TimerHandle | None = None
-        self.begin_anew()
-        heed_forks(self)
+        self._flush: list[tuple[str, Callable[[Ended], None]]] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self.reset_in_child()
+        reset_after_fork(self)
 
-    def begin_anew(self) -> None:
-        """In a forked child: what is unsettled, the lock's owner and the ids to come are the parent's."""
+    def reset_in_child(self) -> None:
+        """In a forked child: what is unflushed, the lock's owner and the ids to come are the parent's."""
         RANDOM.seed()
-        self.unsettled: deque[Exchange] = deque()
-        self._settles = threading.RLock()  # a finalizer may end a request, and settle, in the midst of it
+        self.unflushed: deque[Exchange] = deque()
+        self._flushing = threading.RLock()  # a finalizer may end a request, and flush, in the midst of it
 
     def add(self, name: str, observer: object) -> None:
         """Call ``observer``'s hooks from now on, after those added before it."""
@@ -122,7 +122,7 @@ class Recorder:
             (self._raised, "raised"),
             (self._prepared, "prepared"),
             (self._finished, "finished"),
-            (self._settle, "settle"),
+            (self._flush, "flush"),
         ):
             method = getattr(observer, hook, None)
             if method is not None:
@@ -185,18 +185,18 @@ class Recorder:
         try:
             response.headers[REQUEST_ID_HEADER] = flight.request_id
         except Exception as exc:  # a response of the service's own class, whose headers are as they are
-            self.complain("recorder", exc)
+            self.report_error("recorder", exc)
         for name, hook in self._prepared:
             try:
                 hook(flight, response)
             except Exception as exc:
-                self.complain(name, exc)
+                self.report_error(name, exc)
 
     def _count_messages(self, flight: Flight, socket: web.WebSocketResponse) -> None:
         try:
             flight.websocket = count_messages(socket)
         except Exception as exc:  # a class of the service's that lets nobody exchange its methods
-            self.complain("recorder", exc)
+            self.report_error("recorder", exc)
 
     def _taken_over(self, flight: Flight | None, request: web.Request) -> Flight | None:
         """By the request's own task, if that is the one that runs.
@@ -220,7 +220,7 @@ class Recorder:
 
     async def stop(self, app: web.Application) -> None:
         """The ``on_shutdown`` signal: from here on the server may cut requests short itself."""
-        self.look_around()
+        self.tick()
         self.stopping = True
 
     def answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
@@ -239,7 +239,7 @@ class Recorder:
             elif request.writer not in self._outliving:
                 self._answered_unseen(request, response, seconds)
         except Exception as exc:
-            self.complain("recorder", exc)
+            self.report_error("recorder", exc)
 
     def _answered_unseen(
         self, request: web.BaseRequest, response: web.StreamResponse, seconds: float
@@ -257,7 +257,7 @@ class Recorder:
         tell_end(exchange, response, gone=is_cut_short(response), error=None, failure=None)
         self._tell_finished(exchange)
 
-    def look_around(self) -> None:
+    def tick(self) -> None:
         """Several times a second: notice what nobody announces.
 
         That is a client leaving while its handler works, unless aiohttp cancels that or it is the
@@ -270,16 +270,16 @@ class Recorder:
             elif flight.request.transport is None:
                 self._note_departure(flight, now)
                 left.append(flight)
-        self._looked_at, self.left = now, left
+        self._ticked_at, self.left = now, left
 
     def _note_departure(self, flight: Flight, now: float) -> None:
         """Its client has left since the last look, nobody knows when: on average half-way."""
         if flight.client_left_at is None and not self.stopping:
-            flight.client_left_at = (max(self._looked_at, flight.started) + now) / 2
+            flight.client_left_at = (max(self._ticked_at, flight.started) + now) / 2
 
     def close(self) -> None:
         """At clean-up: what hasn't ended works on for nobody, and is told as far as it is, once."""
-        self.look_around()
+        self.tick()
         self._outliving = WeakSet(self.in_flight)
         for flight in list(self.in_flight.values()):
             flight.gone = flight.client_left_at is not None
@@ -312,69 +312,69 @@ class Recorder:
                 flight.request_size = size_as_sent(flight.request, received)
             tell_end(flight, response, gone=gone, error=flight.error, failure=failure)
         except Exception as exc:
-            self.complain("recorder", exc)
+            self.report_error("recorder", exc)
         self._tell_finished(flight)
         flight.let_go()
 
-    def settle(self, *, wait: bool = True) -> None:
+    def flush(self, *, wait: bool = True) -> None:
         """Have the pillars do what was left for later; may be called from any thread.
 
         Who won't ``wait`` leaves it to the thread that is at it.
         """
-        if not self._settles.acquire(blocking=wait):
+        if not self._flushing.acquire(blocking=wait):
             return
         try:
             ended: defaultdict[Outcome, list[Exchange]] = defaultdict(list)
-            for exchange in taken(self.unsettled):
+            for exchange in taken(self.unflushed):
                 outcome = exchange.method, exchange.route, exchange.status, exchange.error_type
                 try:
                     ended[outcome].append(exchange)
                 except Exception as exc:  # a route of the service's own class, which can't be told apart
-                    self.complain("recorder", exc)
-            for name, hook in self._settle:
+                    self.report_error("recorder", exc)
+            for name, hook in self._flush:
                 try:
                     hook(ended)
                 except Exception as exc:
-                    self.complain(name, exc)
+                    self.report_error(name, exc)
         finally:
-            self._settles.release()
+            self._flushing.release()
 
     def _tell_started(self, exchange: Exchange, request: web.BaseRequest) -> None:
         for name, hook in self._started:
             try:
                 hook(exchange, request)
             except _RAISED as exc:
-                self.complain(name, exc)
+                self.report_error(name, exc)
 
     def _tell_finished(self, exchange: Exchange) -> None:
         for name, hook in self._finished:
             try:
                 hook(exchange)
             except _RAISED as exc:
-                self.complain(name, exc)
-        self.unsettled.append(exchange)
-        if len(self.unsettled) >= _SETTLE_COUNT:
-            self.settle()
-        elif self._settling is None:
-            self._settling = asyncio.get_running_loop().call_later(_SETTLE_DELAY, self._settle_late)
+                self.report_error(name, exc)
+        self.unflushed.append(exchange)
+        if len(self.unflushed) >= _FLUSH_COUNT:
+            self.flush()
+        elif self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(_FLUSH_DELAY, self._flush_late)
 
-    def _settle_late(self) -> None:
-        self._settling = None
-        self.settle()
+    def _flush_late(self) -> None:
+        self._flush_timer = None
+        self.flush()
 
     def tell_raised(self, exchange: Exchange, error: Exception) -> None:
         for name, hook in self._raised:
             try:
                 hook(exchange, error)
             except Exception as exc:
-                self.complain(name, exc)
+                self.report_error(name, exc)
 
-    def complain(self, name: str, exc: BaseException) -> None:
+    def report_error(self, name: str, exc: BaseException) -> None:
         """Count a failure of an observer, or of ours, and log it if it is the first of its kind."""
         self.scope.meter.internal_error(name)
-        complaint = (name, type(exc))
-        if complaint not in self._complaints and len(self._complaints) < 100:
-            self._complaints.add(complaint)
+        kind = (name, type(exc))
+        if kind not in self._reported and len(self._reported) < 100:
+            self._reported.add(kind)
             logger.error(
                 "observer %s failed; the request is not affected and further %s of it are only counted",
                 name,

@@ -27,7 +27,7 @@ from .stacks import Reading, Stack
 from .tracker import number_of
 from .waits import registered_state
 
-__all__ = ["Meetings", "is_asked_for_by_library", "state_of"]
+__all__ = ["ResourceIndex", "is_asked_for_by_library", "state_of"]
 
 
 _HELD = (asyncio.Lock, asyncio.Semaphore)
@@ -53,7 +53,7 @@ class _Meeting:
         self.waiters: list[int] = []
 
 
-class Meetings:
+class ResourceIndex:
     """The resources of one snapshot, gathered task by task.
 
     ``live`` gives all tasks of its loop, ``timed`` which of some tasks and locks its timers refer to.

@@ -12,7 +12,7 @@ from ..exchange import Exchange
 from .chain import Chain, running_places
 from .model import Frame
 from .places import line_to_name, place_of
-from .resources import Meetings
+from .resources import ResourceIndex
 from .stacks import Reading, Stacks, read_wait
 from .timers import within_reach_of_timers
 from .tracker import age_of, coro_of, exchange_of
@@ -42,11 +42,11 @@ class Seen(NamedTuple):
 class Look:
     """Looks at the tasks of ``loop``, one by one, keeping ``depth`` frames of each.
 
-    ``meetings`` collects the resources they meet at.
+    ``index`` collects the resources they meet at.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
-        self.meetings = Meetings(lambda: live_tasks(loop), partial(within_reach_of_timers, loop))
+        self.index = ResourceIndex(lambda: live_tasks(loop), partial(within_reach_of_timers, loop))
         self._running = asyncio.current_task(loop)
         self._depth = depth
         self._stacks = Stacks(depth)
@@ -74,7 +74,7 @@ class Look:
                 if reading is not stack.reading:
                     reading = self._shared(reading)
             if stack.blocks or (reading is not None and reading is not stack.reading):
-                self.meetings.note(task, chain, stack, reading)
+                self.index.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
             failure = type(exc).__qualname__
             return Seen(task, "waiting", coro_of(task), (), None, None, age, exchange, failure)

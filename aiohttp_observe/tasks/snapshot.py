@@ -152,10 +152,10 @@ class _Picture:
             yield
         chosen, self._chosen = deque(self._best()), []
         # The verdict is the same however few are shown.
-        self._resources = self._look.meetings.resources(max(self._selection.limit, _MOST_TOLD))
+        self._resources = self._look.index.resources(max(self._selection.limit, _MOST_TOLD))
         self._circumstances.conclude(self._resources)
         yield
-        self._deadlocks = yield from self._look.meetings.deadlocks()
+        self._deadlocks = yield from self._look.index.deadlocks()
         yield
         words = Rows(self._circumstances)
         for count, seen in enumerate(taken(chosen), 1):  # of very many, not both it and its row are kept
@@ -166,14 +166,14 @@ class _Picture:
         self._stuck += [words.row(self._look.at(task)) for task in self._deadlocked_besides()]
 
     def _deadlocked_besides(self) -> list[asyncio.Task[Any]]:
-        tasks = self._look.meetings.tasks
+        tasks = self._look.index.tasks
         shown = {row.id for row in self._rows}
         stuck = {number for cycle in self._deadlocks for number in cycle}
         return [tasks[number] for number in sorted(stuck - shown)[:_MOST_STUCK] if not tasks[number].done()]
 
     def snapshot(self) -> Snapshot:
         """The picture, once all steps have been made."""
-        meetings, groups, look = self._look.meetings, self._groups, self._look
+        index, groups, look = self._look.index, self._groups, self._look
         resources, deadlocks = self._resources, self._deadlocks
         growing = grown(self._loop, self._all)
         return Snapshot(
@@ -189,7 +189,7 @@ class _Picture:
                 look.running(),
                 resources,
                 deadlocks,
-                meetings,
+                index,
                 self._all,
                 growing,
                 getattr(self._loop, "_default_executor", None),

@@ -13,7 +13,7 @@ from .groups import Crowd, Encounter, Groups
 from .growth import Growing
 from .model import Blocked, Finding, Frame, LoopState, Resource
 from .places import line_to_name
-from .resources import Meetings, state_of
+from .resources import ResourceIndex, state_of
 from .stacks import Reading
 from .suspension import outbound_call
 from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
@@ -51,7 +51,7 @@ def findings(
     running: asyncio.Task[Any] | None,
     resources: Sequence[Resource],
     deadlocks: Sequence[Sequence[int]],
-    meetings: Meetings,
+    index: ResourceIndex,
     groups: Groups,
     growing: Sequence[Growing],
     executor: Any = None,
@@ -60,7 +60,7 @@ def findings(
 
     ``running`` is the task that the loop runs, ``executor`` the loop's default one, if it has one.
     """
-    verdict = _Verdict(meetings, groups)
+    verdict = _Verdict(index, groups)
     found = [
         *_blocked(loop.blocked_now, running),
         *(verdict.deadlock(cycle) for cycle in deadlocks),
@@ -102,8 +102,8 @@ def was_blocked(seconds: float, ago: float, frame: Frame | None, by: str | None)
 
 
 class _Verdict:
-    def __init__(self, meetings: Meetings, groups: Groups) -> None:
-        self._meetings = meetings
+    def __init__(self, index: ResourceIndex, groups: Groups) -> None:
+        self._index = index
         self._groups = groups
         self._requests = groups.requests()
         self._at_work = groups.at_work()
@@ -184,7 +184,7 @@ class _Verdict:
         return f"{_of_all(number, self._requests)} wait for {what}{oldest}{_left(crowd)}"
 
     def _waiting(self, resource: Resource) -> str:
-        tasks = [self._meetings.tasks[number] for number in resource.waiters]
+        tasks = [self._index.tasks[number] for number in resource.waiters]
         own = sum(map(is_adopted, tasks))
         number = len(tasks)
         who = _of_all(number, self._requests) if own == number else counted(number, "task")
@@ -199,7 +199,7 @@ class _Verdict:
 
     def _holder(self, number: int, *, known: bool = True) -> str:
         """Who a holder is, since when if that isn't told otherwise, and what it waits for itself."""
-        task = self._meetings.tasks[number]
+        task = self._index.tasks[number]
         exchange = exchange_of(task)
         who = f"task {title_of(task)}"
         if exchange is not None:
@@ -211,14 +211,14 @@ class _Verdict:
         return who if waits is None else f"{who}, which waits for {waits}"
 
     def _waits_for(self, number: int) -> str | None:
-        reading = self._meetings.readings.get(number)
+        reading = self._index.readings.get(number)
         if reading is None:
             return None
-        call = outbound_call(self._meetings.tasks[number]) if reading.kind == "http_client" else None
+        call = outbound_call(self._index.tasks[number]) if reading.kind == "http_client" else None
         return call or reading.detail
 
     def _name_of(self, number: int) -> str:
-        task = self._meetings.tasks[number]
+        task = self._index.tasks[number]
         exchange = exchange_of(task) if is_adopted(task) else None
         return title_of(task) + ("" if exchange is None else f" ({exchange.method} {exchange.route})")
 

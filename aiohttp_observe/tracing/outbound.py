@@ -30,7 +30,7 @@ from .variables import HeaderCapture, excluded_urls
 
 __all__ = ["ClientTracer", "OutboundSpan", "global_client_tracer"]
 
-Facts = tuple[
+CallFacts = tuple[
     str,  # method
     str,  # method as sent
     str,  # URL
@@ -81,7 +81,7 @@ class ClientTracer:
         context_api.attach(trace.set_span_in_context(span, around))
         return OutboundSpan(span, around, self._response_headers)
 
-    def _start(self, facts: Facts, context: Context) -> Span:
+    def _start(self, facts: CallFacts, context: Context) -> Span:
         if self._light is None:
             return started(self._tracer, name_of(facts[0]), context, SpanKind.CLIENT, _attributes_of(facts))
         return self._light.begin(_ClientSpan.made(self._light, facts), context)
@@ -151,7 +151,7 @@ class OutboundSpan:
 
 class _ClientSpan(LightSpan):
     _kind = SpanKind.CLIENT
-    _of: Facts
+    _of: CallFacts
     _outcome: Outcome | None = None
 
     def _tell_name(self) -> str:
@@ -168,7 +168,7 @@ class _ClientSpan(LightSpan):
         self._conclude(seconds, failed)
 
 
-def _attributes_of(facts: Facts) -> dict[str, Any]:
+def _attributes_of(facts: CallFacts) -> dict[str, Any]:
     method, sent, url, host, port, headers = facts
     attributes: dict[str, Any] = {
         "http.request.method": method,

@@ -28,7 +28,7 @@ from opentelemetry.util.http import (
     normalise_response_header_name,
 )
 
-from ..aside import aside
+from ..daemonthread import in_daemon_thread
 from ..exchange import FIELDS, Exchange, Meter, SpanIds, current_exchange
 from ..incidents import Block
 from .blocks import mark_victims, trace_block
@@ -100,10 +100,10 @@ class ServerTracer:
         """Export what is left, within a time limit; a provider that isn't ours is only flushed."""
         provider = self.provider
         if self._own is not None and not self._set_global:
-            await asyncio.wait([aside(self._own.shutdown)])
+            await asyncio.wait([in_daemon_thread(self._own.shutdown)])
         elif isinstance(provider, TracerProvider):
             flush = partial(provider.force_flush, int(_FLUSH_SECONDS * 1000))
-            done, _ = await asyncio.wait([aside(flush)], timeout=_FLUSH_SECONDS)
+            done, _ = await asyncio.wait([in_daemon_thread(flush)], timeout=_FLUSH_SECONDS)
             if any(each.exception() for each in done):  # of an exporter or processor of the service's
                 self._meter.internal_error("tracing")
 

@@ -37,7 +37,7 @@ from opentelemetry.trace import (
 )
 
 from ..exchange import RANDOM
-from ..forks import heed_forks
+from ..forks import reset_after_fork
 from ..redaction import exception_event
 from .provider import Batches, Linker
 
@@ -100,9 +100,9 @@ class LightTracer:
         self.dropped = TraceFlags(random)
         self._blind = _looks_at_no_attributes(tracer.sampler)
         RANDOM.seed()  # this process may have been forked since it was imported
-        heed_forks(self)
+        reset_after_fork(self)
 
-    def begin_anew(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the ids to come, and whoever held the lock, are the parent's."""
         RANDOM.seed()
         _becoming_full._at_fork_reinit()  # type: ignore[attr-defined]

@@ -84,7 +84,7 @@ class Planted:
         if request.match_info["name"] == "wait":
             await self.wait(body["password"], request.headers["Authorization"])
         spawn(self.lose(body["password"]), name="loser")
-        with operation("settle"):
+        with operation("flush"):
             url = request.url.with_path("/upstream").with_query(request.query)
             url = url.with_user("user").with_password("hunter2-url")
             await self.call(url)

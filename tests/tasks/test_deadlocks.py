@@ -570,7 +570,7 @@ async def test_of_very_many_tasks_they_are_looked_for_in_slices(each_its_own: bo
     look = Look(loop, depth=1)
     for task in tasks:
         look.at(task)
-    pauses = sum(1 for _ in look.meetings.deadlocks())
+    pauses = sum(1 for _ in look.index.deadlocks())
     for task in (one, *tasks):
         task.cancel()
     await asyncio.wait([one, *tasks])

@@ -1,4 +1,4 @@
-"""A blocking call beside the loop, in a thread of its own.
+"""A blocking call beside the loop, in a daemon thread of its own.
 
 The loop's default executor may be full of the service's calls, just when the service ends or
 somebody looks why it is stuck.
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-__all__ = ["aside"]
+__all__ = ["in_daemon_thread"]
 
 T = TypeVar("T")
 
 
-def aside(call: Callable[[], T]) -> asyncio.Future[T]:
+def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     """Run ``call`` there, or here if the process may have no further thread.
 
     One that never returns doesn't keep the process from ending.
@@ -34,7 +34,7 @@ def aside(call: Callable[[], T]) -> asyncio.Future[T]:
             done.set_result(result)
 
     try:
-        threading.Thread(target=run, name="aiohttp-observe-aside", daemon=True).start()
+        threading.Thread(target=run, name="aiohttp-observe-call", daemon=True).start()
     except RuntimeError:
         run()
     return asyncio.wrap_future(done)

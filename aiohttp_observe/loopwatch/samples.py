@@ -7,20 +7,20 @@ from dataclasses import replace
 from math import inf
 
 from ..tasks.model import Frame
-from .thread import Sighting
+from .thread import Sample
 
-__all__ = ["Sightings"]
+__all__ = ["Samples"]
 
 _MOST = 50
 
 
-class Sightings:
+class Samples:
     """What was seen while the beat that was due at ``due`` did not come.
 
-    ``first``      the line that took the most time, and the task that was there for most of it; that
+    ``top``      the line that took the most time, and the task that was there for most of it; that
                    has no task, nor a request, if no single one had the loop for at least half of the time
     ``there``      seconds for which that line was seen there, of the ``seconds`` looked at
-    ``by_many``    whether ``first`` has no task for that reason
+    ``by_many``    whether ``top`` has no task for that reason
     ``looks``, ``found``  how often it was looked, and something was seen
     ``looked_at``  when it was looked for the first time, `time.perf_counter` seconds
     ``in_calls``   seconds for which it was seen in a call of something not Python code
@@ -34,13 +34,13 @@ class Sightings:
         self.told = self.by_many = False
         self.looks = self.found = 0
         self.seconds = self.there = self.in_calls = 0.0
-        self.first: Sighting | None = None
+        self.top: Sample | None = None
         self.looked_at = inf
-        self._seen: defaultdict[Sighting, float] = defaultdict(float)
+        self._seen: defaultdict[Sample, float] = defaultdict(float)
         self._at: defaultdict[Frame | None, float] = defaultdict(float)
         self._by: defaultdict[int | None, float] = defaultdict(float)
 
-    def add(self, seen: Sighting | None, now: float) -> None:
+    def add(self, seen: Sample | None, now: float) -> None:
         """What is seen now stands for the time since the last look."""
         lasted = max(now - self.due - self.seconds, 0.0)
         self.looks += 1
@@ -59,13 +59,13 @@ class Sightings:
 
     def _choose(self) -> None:
         place = max(self._at, key=self._at.__getitem__)
-        first = max((each for each in self._seen if each.place == place), key=self._seen.__getitem__)
+        top = max((each for each in self._seen if each.place == place), key=self._seen.__getitem__)
         self.there = self._at[place]
-        self.by_many = self._by[first.task] * 2 < sum(self._by.values())
-        self.first = _nobodys(first) if self.by_many else first
+        self.by_many = self._by[top.task] * 2 < sum(self._by.values())
+        self.top = _nobodys(top) if self.by_many else top
 
 
-def _nobodys(seen: Sighting) -> Sighting:
+def _nobodys(seen: Sample) -> Sample:
     return replace(
         seen, task=None, task_name=None, request=None, request_id=None, trace_id=None, span=None, scope=None
     )

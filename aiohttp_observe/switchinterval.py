@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quick_turns"]
+__all__ = ["short_switch_interval"]
 
 _INTERVAL = 0.0002
 """Seconds of a turn then; `sys.getswitchinterval` is 0.005 unless somebody has set it."""
@@ -17,7 +17,7 @@ _usual = 0.0
 
 
 @contextmanager
-def quick_turns() -> Iterator[None]:
+def short_switch_interval() -> Iterator[None]:
     """Have a waiting thread get its turn at once, wherever the others are.
 
     One that looks at others would otherwise see them only where they let go of the

@@ -11,9 +11,9 @@ from ..exchange import Meter
 from ..incidents import Block
 from ..records import log
 from ..tasks.model import Frame
-from .sightings import Sightings
+from .samples import Samples
 
-__all__ = ["Listener", "inform", "logger", "report", "tell"]
+__all__ = ["BlockListener", "inform", "log_block", "logger", "report"]
 
 logger = logging.getLogger("aiohttp_observe.loopwatch")
 
@@ -23,7 +23,7 @@ _NOT_OF_THE_LINE = ("throttled", "gc", "gil")
 T = TypeVar("T")
 
 
-class Listener(Protocol):
+class BlockListener(Protocol):
     """Who hears of blocks, as they end.  What it raises is counted, and harms nobody."""
 
     def suspected(self) -> None:
@@ -58,7 +58,7 @@ def inform(listeners: Iterable[T], of: Callable[[T], None], meters: Iterable[Met
             report(meters, lambda meter: meter.internal_error("loopwatch"))
 
 
-def tell(block: Block, seen: Sightings, *, still: bool) -> None:
+def log_block(block: Block, seen: Samples, *, still: bool) -> None:
     """Log it, in the watchdog's thread: the loop is blocked, or has just got going again."""
     log(
         logger,
@@ -71,7 +71,7 @@ def tell(block: Block, seen: Sightings, *, still: bool) -> None:
     )
 
 
-def _seen(block: Block, frame: Frame, seen: Sightings) -> str:
+def _seen(block: Block, frame: Frame, seen: Samples) -> str:
     if block.task_name is not None:
         by = f"task {block.task_name}"
     else:
