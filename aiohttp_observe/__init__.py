@@ -35,6 +35,7 @@ Behind them:
 ``options``            checks of options
 ``redaction``          what must not be shown
 ``records``            log records of our own
+``exceptiontext``      exceptions as they are shown
 ``switchinterval``     how soon a thread lets others have a turn
 ``texts``              names, bytes and moments as they are shown
 ``jsonpieces``         JSON in pieces, between which a loop can have a turn

@@ -203,7 +203,7 @@ class Documents:
         whole = ",".join(f'"{name}":{text}' for name, text in parts.items())
         return await in_daemon_thread(partial(self._bundles.keep, reason, f"{{{whole}}}"))
 
-    def blocked(self, block: Block) -> None:
+    def bundle_after(self, block: Block) -> None:
         """Keep a bundle of what a long block leaves behind; called in any thread."""
         loop, now = self._loop, perf_counter()
         if loop is None or block.seconds < LONG_BLOCK_SECONDS or now - self._bundled < _BUNDLE_INTERVAL:
@@ -259,8 +259,8 @@ class Documents:
         self._recorder.flush()
         more = [
             *_was_blocked(self._incidents.worst_block()),
-            *_failed(workers_of(self._recorder.scope)),
-            *_failing(self._flights.failing()),
+            *_failed_workers(workers_of(self._recorder.scope)),
+            *_failing_routes(self._flights.failing()),
         ]
         return replace(snapshot, findings=(*snapshot.findings, *more[:_MOST_FINDINGS]))
 
@@ -290,14 +290,14 @@ def _was_blocked(block: Block | None) -> Iterator[Finding]:
     yield was_blocked(block.seconds, max(perf_counter() - block.ended, 0.0), block.frame, block.culprit)
 
 
-def _failing(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
+def _failing_routes(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
     for method, route, error in routes:
         yield Finding(
             f"{method} {route} fails: the last requests all did, the latest with {error}", "failing", ()
         )
 
 
-def _failed(workers: Iterable[Worker]) -> Iterator[Finding]:
+def _failed_workers(workers: Iterable[Worker]) -> Iterator[Finding]:
     for worker in workers:
         if worker.state == "failed":
             sentence = f"worker {worker.name} has failed with {worker.last_error}, and isn't started again"

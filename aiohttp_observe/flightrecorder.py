@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
 from itertools import chain, count
 from math import inf
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any
 
 from .exchange import OTHER, Ended, Exchange
 from .jsonpieces import encode, listed
-from .texts import timestamp
+from .texts import timestamp_of
 
 __all__ = ["FlightRecorder", "StateOf"]
 
@@ -198,7 +198,7 @@ _order = count()
 def _brief(exchange: Exchange) -> dict[str, Any]:
     return {
         "request_id": exchange.request_id,
-        "at": _when(exchange.started),
+        "at": timestamp_of(exchange.started),
         "status": exchange.status,
         "error_type": exchange.error_type,
         "seconds": _seconds(exchange),
@@ -226,7 +226,7 @@ def _whole(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
         "method": exchange.method,
         "route": exchange.route,
         "path": exchange.path,
-        "at": _when(exchange.started),
+        "at": timestamp_of(exchange.started),
         "in_flight": exchange.duration is None,
         "status": exchange.status,
         "websocket": None if exchange.websocket is None else exchange.websocket.attributes,
@@ -272,8 +272,3 @@ def _seconds(exchange: Exchange) -> float:
     """Its duration, so far if it is in flight."""
     seconds = perf_counter() - exchange.started if exchange.duration is None else exchange.duration
     return round(seconds, 6)
-
-
-def _when(started: float) -> str:
-    """RFC 3339 of a time of `time.perf_counter`."""
-    return timestamp(time() - perf_counter() + started)

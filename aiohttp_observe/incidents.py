@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from .exchange import taken
 from .tasks.model import Frame
-from .texts import timestamp
+from .texts import timestamp, timestamp_of
 
 __all__ = ["LONG_BLOCK_SECONDS", "Block", "Cause", "Incidents", "SpanPlace"]
 
@@ -275,7 +275,7 @@ class _FailureKind:
 
 def _example(block: Block, victims: Sequence[str], victims_total: int) -> dict[str, Any]:
     return {
-        "at": timestamp(time() - perf_counter() + block.started),
+        "at": timestamp_of(block.started),
         "seconds": block.seconds,
         "task": block.task_name,
         "request": block.request,

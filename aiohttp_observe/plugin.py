@@ -300,7 +300,7 @@ class Observability:
             if self.metrics is not None:
                 stack.callback(self.metrics.count_tasks(loop, lambda: count_tasks(loop)))
         if pillars.loop_watch is not None:
-            also = None if self.admin is None else self.documents.blocked
+            also = None if self.admin is None else self.documents.bundle_after
             flush = partial(self.recorder.flush, wait=False)
             in_flight = self.recorder.in_flight.values()
             bystanders = Bystanders(self.scope, in_flight, self.incidents, flush, also)

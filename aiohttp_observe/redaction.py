@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from urllib.parse import quote, unquote_plus
@@ -14,7 +13,6 @@ __all__ = [
     "MARK",
     "SECRETS",
     "SecretNames",
-    "exception_event",
     "in_query",
     "in_text",
     "in_url",
@@ -220,32 +218,3 @@ def shown(text: str, longest: int = LONGEST_TEXT) -> str:
         return in_text(text)
     # A secret that the cut goes through is recognised by what follows.
     return f"{in_text(text[: longest + _LONGEST_SECRET])[:longest]}… [{len(text) - longest} characters cut]"
-
-
-def exception_event(exc: BaseException) -> dict[str, str]:
-    """The attributes of a span's ``exception`` event, without what is secret in URLs; never raises.
-
-    Bounded, since thousands of spans may wait for a collector, and valid Unicode, or the
-    exporter would leave them out.
-    """
-    kind = type(exc)
-    builtin = kind.__module__ == "builtins"
-    return {
-        "exception.type": kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}",
-        "exception.message": _sendable(_rendered(lambda: str(exc)), LONGEST_TEXT),
-        "exception.stacktrace": _sendable(
-            _rendered(lambda: "".join(traceback.format_exception(exc))), LONGEST_STACK
-        ),
-        "exception.escaped": "False",
-    }
-
-
-def _sendable(text: str, longest: int) -> str:
-    return shown(text, longest).encode("utf-8", "backslashreplace").decode()
-
-
-def _rendered(render: Callable[[], str]) -> str:
-    try:
-        return render()
-    except Exception as exc:  # a repr or __str__ of the service's that raises
-        return f"[not rendered: {type(exc).__name__}]"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from functools import lru_cache
 from math import floor
+from time import perf_counter, time
 from typing import Any
 
-__all__ = ["LONGEST_TITLE", "counted", "qualified_name", "timestamp", "title", "valid"]
+__all__ = ["LONGEST_TITLE", "counted", "qualified_name", "timestamp", "timestamp_of", "title", "valid"]
 
 LONGEST_TITLE = 256
 """Characters of the name of a task or operation that are shown."""
@@ -39,6 +40,11 @@ def timestamp(moment: float) -> str:
     """A `time.time` as RFC 3339 in UTC, with milliseconds."""
     seconds = floor(moment)
     return _second(seconds) + _MILLISECONDS[floor((moment - seconds) * 1000)]
+
+
+def timestamp_of(counter: float) -> str:
+    """The timestamp of when `time.perf_counter` was at ``counter``, by the clock as it is set now."""
+    return timestamp(time() - perf_counter() + counter)
 
 
 @lru_cache(maxsize=16)

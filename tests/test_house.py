@@ -17,6 +17,7 @@ HOUSE = Path(__file__).parent.parent / "aiohttp_observe"
 FLOORS = (
     {"daemonthread", "jsonpieces", "records", "switchinterval", "texts"},
     {"bundles", "cli", "exchange", "flood", "forks", "options", "redaction"},
+    {"exceptiontext"},
     {"flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
     {"admin", "background", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},

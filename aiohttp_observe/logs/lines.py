@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
@@ -16,6 +15,7 @@ from typing import Any
 from msgspec import to_builtins
 from msgspec.json import Encoder
 
+from ..exceptiontext import text_of
 from ..redaction import LONGEST_STACK, LONGEST_TEXT, MARK, SECRETS, SecretNames, secret_names, shown
 from ..texts import timestamp
 from .context import IDS, context_of, ids_of, own_message
@@ -231,22 +231,12 @@ def exception_of(record: logging.LogRecord) -> dict[str, str] | None:
     info = record.exc_info
     if not info or not isinstance(info, tuple) or info[1] is None:
         return None
-    kind, exc = type(info[1]), info[1]
-    builtin = kind.__module__ == "builtins"
+    text = text_of(info[1], info[2])
     return {
-        "type": _clip(
-            kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}", _LONGEST_KEY
-        ),
-        "message": shown(_text(exc)),
-        "stacktrace": shown(_stack(info), LONGEST_STACK),
+        "type": _clip(text.type, _LONGEST_KEY),
+        "message": text.message,
+        "stacktrace": text.stack,
     }
-
-
-def _stack(info: Any) -> str:
-    try:
-        return "".join(traceback.format_exception(*info))
-    except Exception as exc:  # a repr or __str__ of the service's that raises
-        return "".join(traceback.format_tb(info[2])) + f"[not rendered: {type(exc).__name__}]"
 
 
 def _extras_of(record: logging.LogRecord, bound: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Samples:
                    has no task, nor a request, if no single one had the loop for at least half of the time
     ``there``      seconds for which that line was seen there, of the ``seconds`` looked at
     ``by_many``    whether ``top`` has no task for that reason
-    ``looks``, ``found``  how often it was looked, and something was seen
+    ``found``      how often something was seen
     ``looked_at``  when it was looked for the first time, `time.perf_counter` seconds
     ``in_calls``   seconds for which it was seen in a call of something not Python code
     ``starved``    seconds in which the watching thread couldn't run either
@@ -32,7 +32,7 @@ class Samples:
         self.due = due
         self.starved = starved
         self.told = self.by_many = False
-        self.looks = self.found = 0
+        self.found = 0
         self.seconds = self.there = self.in_calls = 0.0
         self.top: Sample | None = None
         self.looked_at = inf
@@ -43,7 +43,6 @@ class Samples:
     def add(self, seen: Sample | None, now: float) -> None:
         """What is seen now stands for the time since the last look."""
         lasted = max(now - self.due - self.seconds, 0.0)
-        self.looks += 1
         self.seconds += lasted
         self.looked_at = min(self.looked_at, now)
         if seen is None:

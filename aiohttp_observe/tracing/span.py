@@ -36,9 +36,9 @@ from opentelemetry.trace import (
     TraceState,
 )
 
+from ..exceptiontext import text_of
 from ..exchange import RANDOM
 from ..forks import reset_after_fork
-from ..redaction import exception_event
 from .provider import Batches, Linker
 
 __all__ = [
@@ -392,7 +392,7 @@ class LightSpan(SdkSpan):
         escaped: bool = False,
     ) -> None:
         """As the SDK does it, without what is secret in URLs."""
-        event = {**exception_event(exception), "exception.escaped": str(escaped), **(attributes or {})}
+        event = {**_exception_event(exception), "exception.escaped": str(escaped), **(attributes or {})}
         self.add_event("exception", event, timestamp)
 
     def note(self, event: Event) -> None:
@@ -445,7 +445,22 @@ def fail(span: Span, exc: BaseException) -> None:
 def record(span: Span, exc: BaseException) -> None:
     """The event of the SDK's ``record_exception``, without what is secret in URLs."""
     if span.is_recording():
-        span.add_event("exception", exception_event(exc))
+        span.add_event("exception", _exception_event(exc))
+
+
+def _exception_event(exc: BaseException) -> dict[str, str]:
+    """The attributes of an ``exception`` event; valid Unicode, or the exporter would leave them out."""
+    text = text_of(exc, exc.__traceback__)
+    return {
+        "exception.type": text.type,
+        "exception.message": _sendable(text.message),
+        "exception.stacktrace": _sendable(text.stack),
+        "exception.escaped": "False",
+    }
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def conclude(span: Span, outcome: Mapping[str, Any], failed: bool, end_time: int | None = None) -> None:
