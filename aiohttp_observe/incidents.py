@@ -14,7 +14,7 @@ from time import perf_counter, time
 from typing import Any, Generic, TypeVar
 
 from .exchange import taken
-from .tasks.model import Frame
+from .tasks import Frame
 from .texts import timestamp, timestamp_of
 
 __all__ = ["LONG_BLOCK_SECONDS", "Block", "Cause", "Incidents", "SpanPlace"]

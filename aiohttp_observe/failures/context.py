@@ -7,8 +7,7 @@ from traceback import walk_tb
 from typing import Any
 
 from ..exchange import CURRENT, Exchange, current_exchange
-from ..tasks import birth_of, exchange_of, line_to_name
-from ..tasks.model import Frame
+from ..tasks import Frame, birth_of, exchange_of, line_to_name
 
 __all__ = ["birthplace", "born_in", "is_supervised", "kind_of", "raised_in", "task_of"]
 

@@ -12,8 +12,7 @@ from typing import Any
 from ..exchange import Exchange
 from ..flood import OTHERS, Flood
 from ..records import log
-from ..tasks import coro_of, line_to_name
-from ..tasks.model import Frame
+from ..tasks import Frame, coro_of, line_to_name
 from ..texts import qualified_name
 from .context import birthplace, kind_of, raised_in, task_of
 

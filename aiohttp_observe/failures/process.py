@@ -11,7 +11,7 @@ from types import FrameType, FunctionType
 from typing import Any
 
 from ..exchange import Exchange, current_exchange
-from ..tasks.places import place_of
+from ..tasks import place_of
 from ..texts import qualified_name
 from .context import raised_in
 from .line import log_never_awaited, log_raised, made_at

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from ..exchange import Meter
 from ..incidents import Block
 from ..records import log
-from ..tasks.model import Frame
+from ..tasks import Frame
 from .samples import Samples
 
 __all__ = ["BlockListener", "inform", "log_block", "logger", "report"]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from math import inf
 
-from ..tasks.model import Frame
+from ..tasks import Frame
 from .thread import Sample
 
 __all__ = ["Samples"]

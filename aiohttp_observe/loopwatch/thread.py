@@ -17,10 +17,16 @@ from typing import Any
 
 from ..exchange import Exchange
 from ..incidents import SpanPlace
-from ..tasks.model import Frame
-from ..tasks.places import line_to_name, place_of
-from ..tasks.threads import caller_of, innermost_frames
-from ..tasks.tracker import exchange_of, number_of, title_of
+from ..tasks import (
+    Frame,
+    caller_of,
+    exchange_of,
+    innermost_frames,
+    line_to_name,
+    number_of,
+    place_of,
+    title_of,
+)
 from . import pulse
 from .clocks import COLLECTIONS
 

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from ..exchange import Meter
 from ..options import check_positive
-from ..tasks.model import Blocked, LoopState
+from ..tasks import Blocked, LoopState
 from .clocks import COLLECTIONS
 from .pulse import Late, Pulse
 from .reporting import BlockListener, inform

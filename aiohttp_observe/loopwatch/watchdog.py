@@ -11,7 +11,7 @@ from time import perf_counter
 
 from ..incidents import Block, Cause
 from ..switchinterval import short_switch_interval
-from ..tasks.places import is_library
+from ..tasks import is_library
 from .cause import Measurements, cause_of
 from .clocks import COLLECTIONS, ClockReading
 from .pulse import Late, Pulse

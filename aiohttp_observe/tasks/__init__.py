@@ -54,7 +54,7 @@ from .model import (
     TaskInfo,
     Wait,
 )
-from .places import count_as_own, line_to_name
+from .places import count_as_own, is_library, line_to_name, place_of
 from .render import findings_to_dict, json_pieces, resource_pieces, to_dict
 from .snapshot import count_tasks, find_tasks, matching_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
@@ -108,12 +108,14 @@ __all__ = [
     "findings_to_dict",
     "innermost_frames",
     "is_forgotten",
+    "is_library",
     "json_pieces",
     "line_to_name",
     "matching_tasks",
     "name_operation",
     "note_contention",
     "number_of",
+    "place_of",
     "register_wait_kind",
     "resource_pieces",
     "snapshot_without_blocking",
