@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,27 @@ async def test_an_end_that_aiohttp_does_not_log_is_told_at_once_and_in_the_reque
         exchange = await witness.next()
     assert (exchange.error_type, witness.heard_in[1]) == ("LookupError", exchange.request_id)
     assert exchange.status == (None if handler is cannot_be_prepared else 200)
+
+
+async def test_an_end_that_a_look_finds_first_is_told_in_the_requests_context(
+    registry: CollectorRegistry,
+) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        def look(task: asyncio.Task[Any]) -> None:
+            app[OBSERVABILITY].recorder.tick()
+
+        response = web.StreamResponse()
+        await response.prepare(request)
+        asyncio.current_task().add_done_callback(look, context=Context())  # type: ignore[union-attr]
+        return response
+
+    app, witness = web.Application(), Whereabouts()
+    app.router.add_get("/", stream)
+    setup_observability(app, metrics=Metrics(registry=registry), logs=None, observers=[witness])
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+        exchange = await witness.next()
+    assert witness.heard_in == [exchange.request_id]
 
 
 async def test_a_handler_may_clean_its_application_up(registry: CollectorRegistry) -> None:
