@@ -17,10 +17,11 @@ __all__ = ["in_daemon_thread"]
 T = TypeVar("T")
 
 
-def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
+def in_daemon_thread(call: Callable[[], T], *, or_here: bool = True) -> asyncio.Future[T]:
     """Run ``call`` there, or here if the process may have no further thread.
 
-    One that never returns doesn't keep the process from ending.
+    One that never returns doesn't keep the process from ending.  Raises ``RuntimeError`` for
+    want of a thread unless it may run here.
     """
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # who gives up waiting doesn't cancel it
@@ -36,5 +37,7 @@ def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     try:
         threading.Thread(target=run, name="aiohttp-observe-call", daemon=True).start()
     except RuntimeError:
+        if not or_here:
+            raise
         run()
     return asyncio.wrap_future(done)

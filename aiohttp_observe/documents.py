@@ -23,7 +23,7 @@ from .incidents import LONG_BLOCK_SECONDS, Block, Incidents
 from .jsonpieces import encode
 from .loopwatch import LoopMonitor
 from .middleware import Recorder
-from .profile import profile
+from .profile import NoProfileError, profile
 from .tasks import (
     Finding,
     LoopState,
@@ -235,7 +235,11 @@ class Documents:
         return self._history.points()
 
     async def profile(self, seconds: float) -> str:
-        return await in_daemon_thread(partial(profile, self._thread, seconds))
+        try:
+            taking = in_daemon_thread(partial(profile, self._thread, seconds), or_here=False)
+        except RuntimeError as exc:
+            raise NoProfileError(str(exc)) from exc
+        return await taking
 
     @_in_turn
     async def matching(self, **filters: Any) -> list[asyncio.Task[Any]]:

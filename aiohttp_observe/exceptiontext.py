@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,27 +22,29 @@ class ExceptionText(NamedTuple):
 
 def text_of(exc: BaseException, stack: TracebackType | None) -> ExceptionText:
     """``exc`` with the ``stack`` on which it came; never raises, though its own code may."""
-    kind = type(exc)
-    builtin = kind.__module__ == "builtins"
     return ExceptionText(
-        kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}",
-        shown(_message(exc)),
-        shown(_stack(exc, stack), LONGEST_STACK),
+        _rendered(lambda: _name(type(exc))),
+        shown(_rendered(lambda: f"{exc!s}")),
+        shown(_rendered(lambda: _stack(exc, stack)), LONGEST_STACK),
     )
 
 
-def _message(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception as failure:
-        return _not_rendered(failure)
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _stack(exc: BaseException, stack: TracebackType | None) -> str:
     try:
         return "".join(traceback.format_exception(type(exc), exc, stack))
-    except Exception as failure:
+    except Exception as failure:  # of what it says of itself: where it came from is told all the same
         return "".join(traceback.format_tb(stack)) + _not_rendered(failure)
+
+
+def _rendered(render: Callable[[], str]) -> str:
+    try:
+        return str.__str__(render())
+    except Exception as failure:
+        return _not_rendered(failure)
 
 
 def _not_rendered(failure: Exception) -> str:

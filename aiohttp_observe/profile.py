@@ -29,12 +29,9 @@ def profile(ident: int, seconds: float) -> str:
     """Collapsed stacks of the thread ``ident``, as flame graph tools read them; blocks for ``seconds``.
 
     A line each: the functions from the outermost to the innermost, with ``;`` between, and how
-    often they were seen.  Raises `NoProfileError` while another one is being taken, and in the
-    thread itself, which can't look at itself.
+    often they were seen.  Raises `NoProfileError` while another one is being taken.
     """
     global _enough
-    if ident == threading.get_ident():
-        raise NoProfileError("no profile can be taken: this process may have no further thread")
     if not _at_work.acquire(blocking=False):
         raise NoProfileError("a profile is being taken: wait for its end")
     try:

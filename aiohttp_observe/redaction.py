@@ -141,11 +141,14 @@ _value = re.compile(
     re.VERBOSE,
 )
 _part_of_group = re.compile(rf"{_quoted} | [\[{{()\]}}] | \\.", re.VERBOSE)
+_header_name = r"((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token)):[ ]?"
+# Its value, or one of a cookie's, may be in quotes, but where all of it is it ends with these.
 _header = re.compile(
-    r"""\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token)):[ ]?(?:
-        b?'[^'\r\n]*' | b?"[^"\r\n]*"
-        | b?\\{0,7}['"]?(?:[^\r\n'"] | (?<==)'[^'\r\n]*' | (?<==)"[^"\r\n]*")+
-    )""",
+    rf"""(?<![\w'"-]){_header_name}(?:
+        b?'(?=\S)[^'\r\n]*' | b?"(?=\S)[^"\r\n]*"
+        | (?:b?\\{{0,7}}['"](?=\S))?
+          (?:[^\r\n'"] | (?<==)(?:'[^'\r\n]*'|"[^"\r\n]*")(?=[\s;,]|$))+
+    ) | (?<=['"]){_header_name}[^\r\n'"]+""",
     re.IGNORECASE | re.VERBOSE,
 )
 _scheme = re.compile(r"\b(Bearer|Basic) +(?=[\w.~+/-]*\d)[\w.~+/=-]{6,}")
@@ -160,7 +163,7 @@ def in_text(text: str) -> str:
     if "://" in text and "@" in text:
         text = _credentials.sub(f"{MARK}@", text)
     if ("=" in text or ":" in text or "'" in text or '"' in text) and _hints_at_secrets(text):
-        text = _header.sub(rf"\1: {MARK}", _without_values(text))
+        text = _header.sub(lambda found: f"{found[1] or found[2]}: {MARK}", _without_values(text))
     if "Bearer " in text or "Basic " in text:
         text = _scheme.sub(rf"\1 {MARK}", text)
     return text

@@ -156,7 +156,9 @@ async def test_an_operation_is_a_span_and_a_duration(
     assert counted(registry) == {("price", "ok"): 1}
 
 
-async def test_a_coroutine_that_is_only_made_within_an_operation_is_warned_of() -> None:
+async def test_a_coroutine_that_is_only_made_within_an_operation_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def price() -> int:
         return 5
 
@@ -164,9 +166,19 @@ async def test_a_coroutine_that_is_only_made_within_an_operation_is_warned_of() 
     def retried() -> Any:
         return price()
 
-    with pytest.warns(RuntimeWarning, match="decorate the 'async def' itself"):
-        coroutine = retried()
-    assert await coroutine == 5
+    assert [await retried(), await retried()] == [5, 5]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "aiohttp_observe"]
+    assert line.startswith("operation 'price' has ended before the coroutine that ")
+    assert line.endswith(".retried has made began: decorate the 'async def' itself, beneath other decorators")
+
+
+async def test_a_class_is_called_as_before_within_an_operation() -> None:
+    @operation("price")
+    class Price:
+        async def __call__(self) -> int:
+            return 5
+
+    assert await Price()() == 5
 
 
 async def test_the_with_gives_the_span(spans: Spans) -> None:

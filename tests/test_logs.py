@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import gzip
 import io
 import json
@@ -994,15 +995,36 @@ async def test_what_a_stream_does_beside_writing_to_its_file_is_done(tmp_path: P
     assert other.lines[0]["message"] == "tea 🫖"
 
 
+class Mine(io.TextIOWrapper):
+    """As a service may have, to add something of its own."""
+
+
+def as_text(file: Any) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding="utf-8")
+
+
+def as_text_of_a_service(file: Any) -> io.TextIOWrapper:
+    return Mine(file, encoding="utf-8")
+
+
+def as_codecs_do(file: Any) -> codecs.StreamWriter:
+    return codecs.getwriter("utf-8")(file)
+
+
 @pytest.mark.parametrize("buffering", [-1, 0], ids=["buffered", "as with python -u"])
-async def test_a_plain_file_is_written_past_its_buffer(tmp_path: Path, buffering: int) -> None:
+@pytest.mark.parametrize("layer", [as_text, as_text_of_a_service, as_codecs_do])
+async def test_a_plain_file_is_written_past_its_buffer(
+    tmp_path: Path, buffering: int, layer: Callable[[Any], Any]
+) -> None:
     """Whose lock a thread that is stuck would keep at the interpreter's end."""
     with (tmp_path / "log").open("wb", buffering) as file:
-        stream = io.TextIOWrapper(file, encoding="utf-8")
-        stream.write("not flushed yet")
+        stream = layer(file)
+        if buffering:
+            stream.write("not flushed yet")
         await written_to(stream)
         assert json.loads((tmp_path / "log").read_bytes())["message"] == "tea 🫖"
-        stream.detach()
+        if layer is not as_codecs_do:
+            stream.detach()
 
 
 class Coded(Output):

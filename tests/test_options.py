@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from typing import Any
 
@@ -69,6 +70,12 @@ def test_every_option_is_checked(kind: Any, name: str) -> None:
         (Logs, {"level": 20}, ValueError, "got 20"),
         (Logs, {"format": "yaml"}, ValueError, "takes one of 'json', 'text', got 'yaml'"),
         (Logs, {"stream": "log.txt"}, TypeError, "takes a text stream such as sys.stderr, got 'log.txt'"),
+        (
+            Logs,
+            {"stream": io.BytesIO()},
+            TypeError,
+            "takes a text stream such as sys.stderr, got <_io",
+        ),
         (Logs, {"queue_size": 0}, ValueError, "takes a whole number of lines above 0, got 0"),
         (Tracing, {"provider": "otlp"}, TypeError, "takes TracerProvider or None, got 'otlp' (str)"),
         (Tracing, {"provider": TracerProvider}, TypeError, "takes TracerProvider or None"),

@@ -108,8 +108,3 @@ def test_the_end_of_one_is_not_that_of_the_next() -> None:
     thread.join(5)
     assert texts[0]
     assert time.perf_counter() - begun >= 0.2
-
-
-def test_no_thread_looks_at_itself() -> None:
-    with pytest.raises(NoProfileError, match="this process may have no further thread"):
-        profile(threading.get_ident(), 0.1)

@@ -42,7 +42,13 @@ def nested(document: object, levels: int) -> str:
         (f"Cookie: 'sid={S}", f"Cookie: {MARK}"),
         (f"Cookie: a=\"{S}\"; b='{S}'", f"Cookie: {MARK}"),
         (f"'Cookie: sid={S}', 'x'", f"'Cookie: {MARK}', 'x'"),
-        (f'log \\"Authorization: \\"Bearer {S}\\", x', f'log \\"Authorization: {MARK}", x'),
+        (f'log Authorization: \\"Bearer {S}\\", x', f'log Authorization: {MARK}", x'),
+        (
+            f"curl -H 'Authorization: Basic {S}==' 'https://x/?page=2'",
+            f"curl -H 'Authorization: {MARK}' 'https://x/?page=2'",
+        ),
+        (f"['Authorization: Basic {S}==', 'Host: x']", f"['Authorization: {MARK}', 'Host: x']"),
+        (f"Authorization: Basic {S}== 'and' more", f"Authorization: {MARK}'and' more"),
     ],
 )
 def test_a_secret_goes_and_all_else_stays(text: str, told: str) -> None:
@@ -69,6 +75,9 @@ def test_json_within_json_tells_no_secret_and_stays_readable(value: object, leve
         "Bearer of news; a Basic course, token-wise",
         'File "auth.py", line 3, in check_token\n    raise Denied(token)\n',
         "== token == {x} == secret ==",
+        "expected 'Authorization:' but the upstream orders-3 answered 502",
+        '{"header": "Cookie:", "order": 17, "status": 502}',
+        'if line.startswith("Set-Cookie:"): raise ValueError(f"bad line {number}")',
     ],
 )
 def test_prose_stays_as_it_is(text: str) -> None:

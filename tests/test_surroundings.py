@@ -487,17 +487,14 @@ async def test_a_service_that_can_start_no_thread_is_served_and_ends(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
-        if thread.name.startswith("aiohttp-observe"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
+        raise RuntimeError("can't start new thread")
 
     async def handler(request: web.Request) -> web.Response:
         time.sleep(0.15)  # noqa: ASYNC251 - a block
         return web.Response()
 
-    start, provider = threading.Thread.start, TracerProvider()
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    async with observed(registry, handler, tracing=Tracing(provider=provider)) as (service, _):
+    async with observed(registry, handler, admin=Admin(port=0), tracing=Tracing()) as (service, _):
         assert (await service.get("/")).status == 200
         assert (await service.get("/_tasks")).status == 200
         assert (await service.get("/_tasks/profile?seconds=9")).status == 409

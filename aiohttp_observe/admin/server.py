@@ -12,11 +12,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from functools import partial
+from time import perf_counter
 
 from aiohttp import web
-
-from ..daemonthread import in_daemon_thread
 
 __all__ = ["OwnServer"]
 
@@ -66,7 +64,10 @@ class OwnServer:
         if self._loop is not None:
             with suppress(RuntimeError):  # its loop is closed: it has ended by itself
                 self._loop.call_soon_threadsafe(self._stopping.set)
-        await in_daemon_thread(partial(self._thread.join, _STOP_SECONDS))
+        deadline = perf_counter() + _STOP_SECONDS
+        # A thread sets no event of asyncio's as it ends.
+        while self._thread.is_alive() and perf_counter() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
     def _run(self) -> None:
         asyncio.run(self._serve())

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedIOBase, RawIOBase
 from typing import Any, TextIO
 
 from aiohttp import web
@@ -62,8 +63,10 @@ class Logs:
     redact: Collection[str] = SECRETS
 
     def __post_init__(self) -> None:
-        if self.stream is not None and not hasattr(self.stream, "write"):
-            raise TypeError(f"Logs(stream=...) takes a text stream such as sys.stderr, got {self.stream!r}")
+        stream: Any = self.stream
+        is_binary = isinstance(stream, (RawIOBase, BufferedIOBase))
+        if stream is not None and (is_binary or not hasattr(stream, "write")):
+            raise TypeError(f"Logs(stream=...) takes a text stream such as sys.stderr, got {stream!r}")
         if self.level is not None:
             _chosen("Logs(level=...)", self.level, _LEVELS)
         if self.format is not None:

@@ -197,10 +197,13 @@ def _encoding(stream: TextIO) -> str:
 
 def _descriptor(stream: TextIO) -> int | None:
     """That of its file, if ``stream`` does nothing but encode for one: gzip's has one too, and compresses."""
-    if type(stream) is not TextIOWrapper:
+    if isinstance(stream, TextIOWrapper) and type(stream).write is TextIOWrapper.write:
+        buffer: object = stream.buffer
+    elif getattr(stream, "encode", None) is codecs.utf_8_encode:  # what codecs.getwriter("utf-8") makes
+        buffer = getattr(stream, "stream", None)
+    else:
         return None
-    buffer = stream.buffer
-    raw: object = buffer.raw if type(buffer) is BufferedWriter else buffer  # python -u has no buffer
+    raw = buffer.raw if type(buffer) is BufferedWriter else buffer  # python -u has no buffer
     return raw.fileno() if type(raw) is FileIO else None
 
 

@@ -17,7 +17,7 @@ _MOST = 50
 class Samples:
     """What was seen while the beat that was due at ``due`` did not come.
 
-    ``top``      the line that took the most time, and the task that was there for most of it; that
+    ``top``        the line that took the most time, and the task that was there for most of it; that
                    has no task, nor a request, if no single one had the loop for at least half of the time
     ``there``      seconds for which that line was seen there, of the ``seconds`` looked at
     ``by_many``    whether ``top`` has no task for that reason

@@ -407,10 +407,13 @@ def _in_context_of(flight: Flight, call: Callable[[], None]) -> None:
     context = flight.context
     if context is None and hasattr(flight.task, "get_context"):
         context = flight.task.get_context()
-    if context is None or flight.task is asyncio.current_task():  # a handler that cleans the application up
+    if context is None:
         call()
-    else:
+        return
+    try:
         context.run(call)
+    except RuntimeError:  # it is where this runs: a handler cleans the application up
+        call()
 
 
 def user_observers(observers: Iterable[object]) -> list[tuple[str, object]]:

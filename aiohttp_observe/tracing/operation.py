@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import warnings
+import logging
 from collections.abc import Callable
 from time import perf_counter, time_ns
 from types import TracebackType
@@ -19,10 +19,12 @@ from ..exchange import Meter, current_exchange, current_scope
 from ..options import check_instance
 from ..redaction import MARK, in_text, is_secret
 from ..tasks import name_operation
-from ..texts import title, valid
+from ..texts import qualified_name, title, valid
 from .span import fail
 
 __all__ = ["operation"]
+
+logger = logging.getLogger("aiohttp_observe")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,9 +105,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         """Decorate: every call is an operation of its own."""
         name, attributes = self._name, self._attributes
 
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - of an object that is called
-        ):
+        if _is_async(function):
 
             @functools.wraps(function)
             async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -120,20 +120,31 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
                 f"{function!r}: write 'with operation(...)' inside it"
             )
 
+        is_known = False
+
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal is_known
             with operation(name, **attributes):
                 result = function(*args, **kwargs)
-            if inspect.iscoroutine(result):
-                warnings.warn(
-                    f"operation {name!r} has ended before the coroutine that {function!r} has made began: "
+            if inspect.iscoroutine(result) and not is_known:
+                is_known = True
+                logger.warning(
+                    "operation %r has ended before the coroutine that %s has made began: "
                     "decorate the 'async def' itself, beneath other decorators",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    name,
+                    qualified_name(function),
                 )
             return result
 
         return call  # type: ignore[return-value]
+
+
+def _is_async(function: Any) -> bool:
+    """Whether it is a coroutine function, or an object that is called as one."""
+    return inspect.iscoroutinefunction(function) or (
+        not isinstance(function, type) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    )
 
 
 def _redacted(name: str, value: Any) -> Any:

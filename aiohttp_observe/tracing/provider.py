@@ -117,7 +117,11 @@ class OwnProvider(TracerProvider):
 
     def __init__(self, meter: Meter, service_name: str | None) -> None:
         named = {} if service_name is None else {"service.name": service_name}
-        super().__init__(resource=Resource.create(named))
+        try:
+            resource = Resource.create(named)
+        except RuntimeError:  # it takes threads, and the process may have no more of them
+            resource = Resource(named)
+        super().__init__(resource=resource)
         for name in check_exporters():
             if name != "none":
                 self.add_span_processor(Batches(_Counted(_exporter(name), meter), meter))

@@ -87,7 +87,7 @@ class ServerTracer:
         self._use(provider)
 
     def _use(self, provider: trace.TracerProvider) -> None:
-        fields = get_global_textmap().fields
+        fields = set(get_global_textmap().fields)
         # Others read headers too that they don't write: of B3's two forms each reads both.
         self._propagated = [istr(field) for field in sorted(fields)] if fields and fields <= _W3C else None
         self.provider = provider
