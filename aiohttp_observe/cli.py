@@ -122,13 +122,13 @@ async def _run(options: argparse.Namespace) -> None:
 
 
 def _console(url: str) -> str:
-    """Where the console is, if only its host and port are given too."""
+    """The console's URL, made whole if only a host and port are given."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/_tasks"))
 
 
 def _told(trouble: Exception, by_socket: bool) -> str:
-    """What is wrong, and what to do about it."""
+    """The words for a failure: what is wrong, and what to do about it."""
     if isinstance(trouble, aiohttp.ClientConnectorError) and not isinstance(trouble, aiohttp.ClientSSLError):
         return (_unreached_socket if by_socket else _unreached_port)(trouble.os_error)
     if isinstance(trouble, aiohttp.InvalidURL):

@@ -81,7 +81,7 @@ def client_session(app: web.Application | None = None, **kwargs: Any) -> aiohttp
 
 
 def client_trace_config(app: web.Application | None = None) -> aiohttp.TraceConfig:
-    """The same for a session built elsewhere: ``ClientSession(trace_configs=[client_trace_config()])``."""
+    """For a session built elsewhere: ``ClientSession(trace_configs=[client_trace_config()])``."""
     config = aiohttp.TraceConfig(trace_config_ctx_factory=partial(_Call, _settings_of(app)))  # type: ignore[arg-type]
     for event in _EVENTS:
         getattr(config, event).append(partial(_notify, event))
@@ -125,7 +125,7 @@ async def _notify(event: str, session: aiohttp.ClientSession, call: _Call, param
 
 
 def _tracer_of(session: aiohttp.ClientSession, scope: Scope | None) -> ClientTracer | None:
-    """What traces a call; outside of any application, the global provider's.
+    """The tracer of a call; outside of any application, the global provider's.
 
     ``None`` where tracing is off, and for a session that the official instrumentor has
     instrumented itself: one client span a call.
@@ -283,7 +283,7 @@ class _Call:
 
 
 def _is_unreadable(exc: aiohttp.ClientResponseError) -> bool:
-    """Whether it tells of bytes that are no response, under a status that aiohttp makes up."""
+    """Whether ``exc`` tells of bytes that are no response, under a status that aiohttp makes up."""
     return isinstance(exc.__cause__, HttpProcessingError)
 
 

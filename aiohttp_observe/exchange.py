@@ -100,7 +100,7 @@ class Step:
         self.error: str | None = None
 
     def end(self, seconds: float, error: str | None) -> None:
-        """It has taken ``seconds``."""
+        """Note that it has ended, after ``seconds``."""
         self.seconds, self.error = seconds, error
 
 
@@ -119,7 +119,7 @@ class Websocket:
 
     @property
     def attributes(self) -> dict[str, int]:
-        """As an access line and a span have it."""
+        """Its numbers, by the names that an access line and a span have for them."""
         attributes = {
             "websocket.messages_received": self.received,
             "websocket.messages_sent": self.sent,

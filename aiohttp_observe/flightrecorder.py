@@ -120,7 +120,7 @@ class _Family:
         self.recent: list[Exchange] = []
 
     def add(self, alike: Sequence[Exchange], *, failed: bool) -> None:
-        """Requests that have ended alike."""
+        """Keep the best of some requests that have ended alike."""
         self._count += len(alike)
         self._busy += sum([exchange.busy for exchange in alike])
         self.recent = _newest(self.recent, alike)
@@ -180,7 +180,7 @@ class _Family:
 
 
 def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:
-    """Of both, each oldest first, the last to end: those that ended otherwise may come before or after."""
+    """The last to end of two lists, each oldest first."""
     return sorted([*kept, *ended[-_KEPT:]], key=_ended)[-_KEPT:]
 
 
@@ -253,7 +253,7 @@ def _whole(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
 
 
 def _split(exchange: Exchange, wait: tuple[str, str] | None) -> dict[str, Any]:
-    """Where its time went, what it waits for now included."""
+    """Where an exchange's time went, what it waits for now included."""
     waiting = dict(exchange.waiting)
     if wait is not None and exchange.duration is None and exchange.suspended_at is not None:
         waiting[wait[0]] = waiting.get(wait[0], 0.0) + perf_counter() - exchange.suspended_at
@@ -269,6 +269,6 @@ def _rounded(waiting: Any) -> dict[str, float]:
 
 
 def _seconds(exchange: Exchange) -> float:
-    """Its duration, so far if it is in flight."""
+    """An exchange's duration, so far if it is in flight."""
     seconds = perf_counter() - exchange.started if exchange.duration is None else exchange.duration
     return round(seconds, 6)

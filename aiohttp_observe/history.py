@@ -64,5 +64,5 @@ class History:
         }
 
     def points(self) -> list[dict[str, Any]]:
-        """Those kept, oldest first."""
+        """The points that are kept, oldest first."""
         return list(self._points)

@@ -18,7 +18,7 @@ def log(
     fields: Mapping[str, Any],
     exc: BaseException | None = None,
 ) -> None:
-    """As ``logger.log(level, message, *args, exc_info=exc, extra=fields)``.
+    """Log as ``logger.log(level, message, *args, exc_info=exc, extra=fields)`` does.
 
     That raises where a record factory of the service's has set one of these names already.
     Here it keeps what it has set.

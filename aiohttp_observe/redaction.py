@@ -196,7 +196,7 @@ def _without_values(text: str) -> str:
 
 
 def _end_of_group(text: str, begin: int, longest: int) -> int | None:
-    """Where the bracket that is there is closed; ``None`` if it isn't, so far."""
+    """Where the bracket at ``begin`` is closed; ``None`` if it isn't, so far."""
     depth = 0
     for part in _part_of_group.finditer(text, begin, begin + longest):
         depth += (part[0] in "[{(") - (part[0] in ")]}")

@@ -21,13 +21,13 @@ def title(name: str) -> str:
 
 
 def qualified_name(work: Any) -> str:
-    """That of a coroutine or a function, within a ``partial`` too; else of the class of ``work``."""
+    """The name of a coroutine or function, within a ``partial`` too; else of the class of ``work``."""
     function = getattr(work, "func", work)
     return str(getattr(function, "__qualname__", None) or type(work).__qualname__)
 
 
 def counted(number: int, what: str) -> str:
-    """As in ``1 task``, ``2 tasks``."""
+    """A number of things in words: ``1 task``, ``2 tasks``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

@@ -63,7 +63,7 @@ class Gate:
         self._key = b"" if token is None else _stretched(token.strip().encode())
 
     def for_private_socket(self) -> Gate:
-        """The same for a Unix socket that nobody but the service's own user can connect to."""
+        """A gate for a Unix socket that nobody but the service's own user can connect to."""
         gate = copy(self)
         gate._trusts_unix_peers = True
         return gate
@@ -205,7 +205,7 @@ def _is_unix_peer(request: web.Request) -> bool:
 
 
 def _is_loopback_peer(request: web.Request) -> bool:
-    """From the transport itself: ``request.remote`` can be changed by a middleware."""
+    """Whether the peer is this machine, by the transport: a middleware can change ``request.remote``."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     if not isinstance(peer, tuple):  # a Unix socket's peer is a proxy, usually
         return False

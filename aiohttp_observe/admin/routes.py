@@ -199,7 +199,7 @@ class Routes:
         return response
 
     async def login_style(self, request: web.Request) -> web.Response:
-        """What the login page looks like may be known."""
+        """The login page's style sheet; anybody may have it."""
         return web.Response(text=_read("page.css"), content_type="text/css", charset="utf-8", headers=HEADERS)
 
     def _page(
@@ -282,7 +282,7 @@ def _why_from_elsewhere(request: web.Request) -> str:
 
 
 async def _posted_token(request: web.Request) -> str | None:
-    """What a login form holds; ``None`` for anything that isn't one."""
+    """The token that a login form holds; ``None`` for anything that isn't one."""
     # Strangers may send it: a body of untold length isn't read at all, nor one that would unpack to more.
     length = request.content_length
     if request.content_type != "application/x-www-form-urlencoded" or length is None or length > 4096:

@@ -58,7 +58,7 @@ class OwnServer:
         return await asyncio.wait_for(asyncio.wrap_future(self._started), _START_SECONDS)
 
     async def stop(self) -> None:
-        """Stop it, within 5 s."""
+        """Stop serving, and wait for the thread's end, 5 s at most."""
         if not self._thread.is_alive():
             return
         if self._loop is not None:

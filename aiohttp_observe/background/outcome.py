@@ -70,7 +70,7 @@ def tell_now_and_then(
 def _log(
     scope: Scope, message: str, name: str, fields: dict[str, Any], exc: BaseException | None = None
 ) -> None:
-    """What a filter or handler of the service's raises must not become what the task ended with."""
+    """Log how a task ended; what a filter or handler of the service's raises must not become that."""
     try:
         log(logger, logging.INFO if exc is None else logging.ERROR, message, name, fields=fields, exc=exc)
     except Exception:

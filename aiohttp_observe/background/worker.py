@@ -103,7 +103,7 @@ class Supervision:
         return coro
 
     def _goes_on(self, exc: BaseException | None) -> bool:
-        """Whether it is to be started again after it ended so."""
+        """Whether the worker is to be started again after it ended with ``exc``."""
         if self.closing or _is_asked_to_stop(exc):
             return False
         return self._restart == "always" or (self._restart == "on-failure" and exc is not None)
@@ -134,7 +134,7 @@ class Supervision:
         return delay
 
     def ended(self, exc: BaseException | None) -> None:
-        """Its task is done."""
+        """The worker's task is done."""
         self.has_ended = True
         if exc is None or isinstance(exc, asyncio.CancelledError):
             self._enter("stopped", None)
@@ -162,7 +162,7 @@ def _is_asked_to_stop(exc: BaseException | None) -> bool:
 
 
 def _is_asked_no_more() -> None:
-    """What a task group has left is not to stop the next run."""
+    """Let the task go of being asked to stop: what a task group has left must not stop the next run."""
     task: Any = asyncio.current_task()
     if _GROUPS_LEAVE_CANCELLING:
         for _ in range(task.cancelling()):

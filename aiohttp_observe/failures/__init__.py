@@ -79,7 +79,7 @@ class FailureWatch:
             sys.set_coroutine_origin_tracking_depth(1)
 
     def tick(self) -> None:
-        """To be called several times a second: what no event announces."""
+        """Notice what no event announces; to be called several times a second."""
         self._handler.stay_in_front()
         tell_left_out()
 

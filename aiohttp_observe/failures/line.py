@@ -27,7 +27,7 @@ _flood = Flood()
 
 
 def log_failure(context: dict[str, Any], exchange: Exchange | None) -> None:
-    """What a loop's exception handler was told."""
+    """Log what a loop's exception handler was told."""
     task, exc = task_of(context), context.get("exception")
     fields: dict[str, Any] = {"kind": kind_of(context), **_ids(exchange)}
     coro = None if task is None else coro_of(task)

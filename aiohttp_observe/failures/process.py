@@ -95,7 +95,7 @@ def _warns(original: Any) -> bool:
 
 
 def _one_frame_deeper(original: Any) -> Callable[[Any], Any]:
-    """The same, in the name of who has called the one that calls it: filters of warnings go by the file."""
+    """``original``, warning in the name of its caller's caller: filters of warnings go by the file."""
 
     def warn(message: str, category: type[Warning], stacklevel: int, source: Any) -> None:
         warnings.warn(message, category, stacklevel + 2, source)

@@ -113,7 +113,7 @@ def _with_fields(line: AccessLine, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _log(exchange: Exchange) -> None:
-    """The same as a record, for handlers of the service's own."""
+    """Log an access line as a record, for handlers of the service's own."""
     line = access_line(0.0, exchange)
     facts = {name: value for name, value in plain(line).items() if name not in _TOLD_BY_RECORD}
     log(logger, logging.INFO, "%s", line.message, fields=facts)

@@ -72,7 +72,7 @@ class _Fields:
         self._room = _LONGEST_FIELDS
 
     def named(self, name: str, value: Any, depth: int = 0) -> Any:
-        """The value of a field or key."""
+        """The value of a field or key as a line has it, ``REDACTED`` if its name is a secret's."""
         self._room -= len(name)
         return MARK if self._is_secret(name) else self._plain(value, depth)
 
@@ -147,7 +147,7 @@ def _text(value: Any) -> str:
 
 
 def _exactly_text(value: Any) -> str:
-    """Of a subclass of ``str``, say, which the encoder doesn't take."""
+    """The text of a subclass of ``str``, say, which the encoder doesn't take."""
     return str.__str__(value) if isinstance(value, str) else _text(value)
 
 
@@ -157,7 +157,7 @@ plain = partial(to_builtins, enc_hook=_exactly_text)
 
 
 def _name(name: Any) -> str:
-    """Of a level, logger, task or field."""
+    """The name of a level, logger, task or field as a line has it."""
     return name if type(name) is str and len(name) <= _LONGEST_KEY else _clip(_text(name), _LONGEST_KEY)
 
 
@@ -189,7 +189,7 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def to_text(lines: Sequence[Any], *, color: bool = False) -> list[bytes]:
-    """The same for a terminal: time, level, logger, message, fields; then the traceback.
+    """The lines for a terminal: time, level, logger, message, fields; then the traceback.
 
     Control characters are written out, since they drive terminals, and a traceback's lines have
     a mark before them, so that none looks like a line of its own.

@@ -42,7 +42,7 @@ Render = Callable[[Sequence[Any]], list[bytes]]
 
 
 def _take(waiting: SimpleQueue[Any], most: int) -> list[Any]:
-    """What waits, ``most`` items of it."""
+    """Take what waits, ``most`` items at most."""
     items: list[Any] = []
     with suppress(Empty):
         while len(items) < most:
@@ -188,7 +188,7 @@ def _encoded(stream: TextIO, data: bytes) -> bytes:
 
 
 def _encoding(stream: TextIO) -> str:
-    """As Python names it; UTF-8 for a stream that has none, or one that Python doesn't know."""
+    """The stream's encoding as Python names it; UTF-8 if it has none, or one that Python doesn't know."""
     try:
         return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name
     except LookupError:
@@ -196,7 +196,7 @@ def _encoding(stream: TextIO) -> str:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """That of its file, if ``stream`` does nothing but encode for one: gzip's has one too, and compresses."""
+    """The file that ``stream`` encodes for and does nothing else with: gzip's has one too, and compresses."""
     if isinstance(stream, TextIOWrapper) and type(stream).write is TextIOWrapper.write:
         buffer: object = stream.buffer
     elif getattr(stream, "encode", None) is codecs.utf_8_encode:  # what codecs.getwriter("utf-8") makes

@@ -65,7 +65,7 @@ class _Collections:
             self._users.add(user)
 
     def leave(self, user: object) -> None:
-        """A second call has no effect."""
+        """Stop counting for ``user``; a second call has no effect."""
         with self._lock:
             if user in self._users:
                 self._users.remove(user)

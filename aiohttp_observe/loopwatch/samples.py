@@ -41,7 +41,7 @@ class Samples:
         self._by: defaultdict[int | None, float] = defaultdict(float)
 
     def add(self, seen: Sample | None, now: float) -> None:
-        """What is seen now stands for the time since the last look."""
+        """Take in what is seen ``now``: it stands for the time since the last look."""
         lasted = max(now - self.due - self.seconds, 0.0)
         self.seconds += lasted
         self.looked_at = min(self.looked_at, now)

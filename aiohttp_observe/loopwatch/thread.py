@@ -90,7 +90,7 @@ class LoopThread:
             return 0.0
 
     def sample(self, caller: CodeType | None) -> Sample | None:
-        """What it does now, ``None`` unless it is in a callback of others.  ``caller``: see `Pulse`."""
+        """What the thread does now, if it is in a callback of others.  ``caller``: see `Pulse`."""
         if not self._loop.is_running():
             return None
         frame = innermost_frames().get(self.ident)
@@ -159,7 +159,7 @@ def _is_in_call(frame: FrameType) -> bool:
 
 
 def out_of_sight(exchange: Exchange | None) -> Sample:
-    """What nobody saw, done for ``exchange`` as far as is known."""
+    """The sample of a block that nobody saw, done for ``exchange`` as far as is known."""
     return _sample((), None, exchange, in_call=False)
 
 

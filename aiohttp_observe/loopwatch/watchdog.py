@@ -284,7 +284,7 @@ class _Queue:
         self._begun = perf_counter(), self._read()
 
     def seconds_of(self, lasting: float) -> float:
-        """Of the last ``lasting`` seconds."""
+        """Seconds of the last ``lasting`` for which it queued."""
         now, queued = perf_counter(), self._read()
         at, before = self._begun if now - self._begun[0] >= lasting / 2 else self._noted
         return min(max(queued - before, 0.0) / max(now - at, lasting / 2), 1.0) * lasting
@@ -310,7 +310,7 @@ class _ThrottledSince:
         self._missed = min(self._begun - self._noted, overdue)
 
     def seconds(self) -> float:
-        """Since the block began."""
+        """Seconds for which it was throttled since the block began."""
         return self._missed + self._now() - self._begun
 
 

@@ -38,7 +38,7 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def _guarded(method: Method) -> Method:
-    """It is called from within requests, and must not raise into them.
+    """Count what ``method`` raises: it is called from within requests, and must not raise into them.
 
     What it writes to may be gone: the files of prometheus_client's multiprocess mode.
     """

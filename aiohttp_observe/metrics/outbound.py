@@ -68,12 +68,12 @@ class ClientCalls:
         self._ended.append((outcome, seconds, span))
 
     def add_phase(self, phase: Phase, seconds: float) -> None:
-        """A phase of a call has."""
+        """Take down how long a phase of a call has taken."""
         self._phases.append((phase, seconds))
 
     @property
     def are_many(self) -> bool:
-        """Whether it is time to flush."""
+        """Whether so many calls are taken down that it is time to flush."""
         return len(self._ended) >= _MOST_WAITING or len(self._phases) >= _MOST_WAITING
 
     def forget(self) -> None:

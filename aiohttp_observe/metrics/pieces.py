@@ -87,7 +87,7 @@ def _can_be_unread(collector: Collector) -> bool:
 
 
 def _unread(metric: MetricWrapperBase) -> Iterator[_Family]:
-    """As `MetricWrapperBase.collect`, which offers no way to have one sample after the other."""
+    """A metric's family, its samples unread: `MetricWrapperBase.collect` can't give them one by one."""
     family: Metric = metric._get_metric()  # type: ignore[no-untyped-call]
     yield family, lambda: (Sample(family.name + sample[0], *sample[1:]) for sample in metric._samples())
 

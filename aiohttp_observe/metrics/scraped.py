@@ -24,7 +24,7 @@ class AtScrape(Collector):
         self.forget()
 
     def forget(self) -> None:
-        """What is read is another process's."""
+        """Forget what is read at scrape: it is another process's."""
         self.before: list[Callable[[], None]] = []
         self.tasks: list[tuple[object, TaskCounts]] = []
         self.utilization: list[Utilization] = []

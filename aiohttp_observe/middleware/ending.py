@@ -118,7 +118,7 @@ def is_cut_short(response: Any) -> bool:
 
 
 def result_of(task: asyncio.Task[Any]) -> tuple[bool, str | None]:
-    """Of a request's ended task: whether its client left meanwhile, and what it raised.
+    """Whether a request's client left before its task ended, and what that raised.
 
     Its result is aiohttp's internal ``(response, reset)``, read defensively.
     """

@@ -66,7 +66,7 @@ class Flight(Exchange):
         self.task = asyncio.current_task()  # type: ignore[assignment]
 
     def let_go(self) -> None:
-        """It has landed: nothing of the server's is kept alive by who keeps the exchange."""
+        """Let go of what is the server's: the flight has landed, and may be kept for long."""
         self.request = self.writer = self.task = self.response = self.context = None  # type: ignore[assignment]
 
     def waited(self, coro: Any, future: Any, callbacks: Any, since: float, until: float) -> None:
@@ -77,7 +77,7 @@ class Flight(Exchange):
             self.recorder.report_error("recorder", exc)
 
     def held(self, seconds: float) -> None:
-        """The handler has held the loop."""
+        """Take in for how long the handler has just held the loop."""
         try:
             if self.scope.held is not None:
                 self.scope.held(self, seconds)
@@ -94,11 +94,11 @@ class Flight(Exchange):
         self.add_wait(suspended_for(coro, future, callbacks), until - since)
 
     def add_wait(self, kind: str, seconds: float) -> None:
-        """It has waited for that."""
+        """Add to the time for which it has waited, by kind."""
         self.waiting = {**self.waiting, kind: self.waiting.get(kind, 0.0) + seconds}
 
     def raised(self, error: BaseException) -> None:
-        """The handler has; aiohttp makes a response of it, unless its task is cancelled."""
+        """The handler has raised ``error``; aiohttp makes a response of it, unless its task is cancelled."""
         if self.has_landed():
             return
         if has_lost(self.request):
@@ -115,7 +115,7 @@ class Flight(Exchange):
         return self.duration is not None
 
     def be_told_of_end(self) -> None:
-        """Have `landed` called."""
+        """Have `landed` called when the request's own task ends."""
         if not self.has_landed():
             self.context = copy_context()
             self.task.add_done_callback(self.landed, context=self.context)

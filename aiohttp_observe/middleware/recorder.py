@@ -199,7 +199,7 @@ class Recorder:
             self.report_error("recorder", exc)
 
     def _taken_over(self, flight: Flight | None, request: web.Request) -> Flight | None:
-        """By the request's own task, if that is the one that runs.
+        """The flight of a request that its own task, which is the one that runs, answers by itself.
 
         Some middleware outside ours has it handled in another task, or answers it, or aiohttp
         has refused its ``Expect`` before any middleware was called.  Other tasks, which may
@@ -224,7 +224,7 @@ class Recorder:
         self.stopping = True
 
     def answered(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
-        """From the access logger, in the request's own task: all of ``response`` is sent, or can't be.
+        """Called by the access logger, in the request's own task: all of ``response`` is sent, or can't be.
 
         It is called for all but those whose task is cancelled or fails while sending.
         """
@@ -389,7 +389,7 @@ def _is_malformed(request: web.BaseRequest) -> bool:
 
 
 def _malformed(request: web.BaseRequest, scope: Scope) -> Exchange:
-    """Of a request that the parser refused: it never reached the application."""
+    """The exchange of a request that the parser refused: it never reached the application."""
     return Exchange(
         scope,
         f"{RANDOM.getrandbits(128):032x}",

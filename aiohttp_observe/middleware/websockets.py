@@ -71,7 +71,7 @@ def _counted(send: Send, counts: Websocket) -> Send:
 
 
 def _frames_counted(send: Send, counts: Websocket) -> Send:
-    """Those that begin a message."""
+    """Count the frames that begin a message."""
 
     @wraps(send)
     async def counted(message: bytes, opcode: WSMsgType, *args: Any, **options: Any) -> None:

@@ -40,7 +40,7 @@ _HTTP_VERSIONS = {(1, 0): "1.0", (1, 1): "1.1"}
 
 
 def name_of(method: str, route: str = UNMATCHED) -> str:
-    """As the semantic conventions want it; the official helper gives that only of late."""
+    """A server span's name by the semantic conventions; the official helper gives that only of late."""
     name = "HTTP" if method == OTHER_METHOD else method
     return name if route is UNMATCHED else f"{name} {route}"
 
@@ -99,7 +99,7 @@ def outcome_of(exchange: Exchange) -> dict[str, Any]:
 
 
 def beyond_status(exchange: Exchange) -> dict[str, Any] | None:
-    """Those of them besides the status, which most requests don't have."""
+    """Attributes of an outcome besides the status, which most requests don't have."""
     outcome: dict[str, Any] = {}
     if exchange.error_type is not None:
         outcome["error.type"] = exchange.error_type
@@ -111,7 +111,7 @@ def beyond_status(exchange: Exchange) -> dict[str, Any] | None:
 
 
 def _add_time_split(outcome: dict[str, Any], exchange: Exchange) -> None:
-    """Where the time of a request went, for those that waited for anything."""
+    """Add where the time of a request went, if it waited for anything."""
     outcome["async.busy_seconds"] = round(exchange.busy, 6)
     outcome["async.ready_seconds"] = round(exchange.ready, 6)
     for kind, seconds in exchange.waiting.items():

@@ -93,7 +93,7 @@ def _client_tracer_of(provider: trace.TracerProvider) -> ClientTracer:
 
 
 def global_client_tracer() -> ClientTracer:
-    """That of the global provider, for calls outside of any application."""
+    """The client tracer of the global provider, for calls outside of any application."""
     return _client_tracer_of(trace.get_tracer_provider())
 
 
@@ -110,7 +110,7 @@ class OutboundSpan:
 
     @property
     def sampled_ids(self) -> SpanIds | None:
-        """Where it stands in its trace, if it is exported."""
+        """Where the call stands in its trace, if it is exported."""
         span = self._span
         if isinstance(span, (LightSpan, DroppedSpan)):
             return span if span.sampled else None
@@ -122,7 +122,7 @@ class OutboundSpan:
         inject(headers)
 
     def leave(self) -> None:
-        """What follows isn't within it any more.
+        """Make the span before current again: what follows isn't within this one.
 
         Not a token's detach: a task that waits for the response may be dropped in another context.
         """

@@ -256,7 +256,7 @@ _getter = _AsciiGetter()
 
 
 def _well_formed(header: str) -> str:
-    """What a propagator reads of it; of the rest it would log a line each, which anybody may send."""
+    """What a propagator reads of ``header``; of the rest it would log a line each, which anybody may send."""
     if len(header) > _LONGEST_BAGGAGE:
         return ""
     members = (_member(each) for each in header.split(",") if len(each) <= _LONGEST_MEMBER)

@@ -69,7 +69,7 @@ _MOST_EVENT_ATTRIBUTES = 8
 
 
 def is_plain(tracer: trace.Tracer) -> TypeGuard[Tracer]:
-    """Whether it is the SDK's, and there is nothing to heed that a light span doesn't know of."""
+    """Whether ``tracer`` is the SDK's, set up with nothing that a light span doesn't know of."""
     if type(tracer) is not Tracer:
         return False
     limits = tracer._span_limits
@@ -140,7 +140,7 @@ def _id_makers(ids: IdGenerator) -> tuple[Callable[[int | None], int], Callable[
 
 
 def _is(sampler: Sampler, kind: type[Sampler]) -> bool:
-    """Whether it decides as ``kind`` does; the SDK has subclasses that only fill in arguments."""
+    """Whether a sampler decides as ``kind`` does; the SDK has subclasses that only fill in arguments."""
     return isinstance(sampler, kind) and type(sampler).should_sample is kind.should_sample
 
 
@@ -284,11 +284,11 @@ class LightSpan(SdkSpan):
         raise NotImplementedError
 
     def _tell_attributes(self) -> dict[str, Any]:
-        """Those known by now."""
+        """The attributes that are known by now."""
         raise NotImplementedError
 
     def _tell_outcome(self) -> dict[str, Any]:
-        """Those of them that are known only at the end."""
+        """The attributes that are known only at the end."""
         raise NotImplementedError
 
     @property
@@ -391,7 +391,7 @@ class LightSpan(SdkSpan):
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        """As the SDK does it, without what is secret in URLs."""
+        """Record as the SDK does, without what is secret in URLs."""
         event = {**_exception_event(exception), "exception.escaped": str(escaped), **(attributes or {})}
         self.add_event("exception", event, timestamp)
 

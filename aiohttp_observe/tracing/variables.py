@@ -21,7 +21,7 @@ __all__ = ["HeaderCapture", "excluded_urls"]
 
 
 def excluded_urls(kind: str) -> ExcludeList | None:
-    """Those that get no span of ``kind``, ``AIOHTTP_SERVER`` or ``AIOHTTP_CLIENT``; ``None`` if all do.
+    """The URLs that get no span of ``kind``, ``AIOHTTP_SERVER`` or ``AIOHTTP_CLIENT``; ``None`` if all do.
 
     Raises ``ValueError`` for what is no regular expression.
     """
