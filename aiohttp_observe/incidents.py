@@ -22,6 +22,7 @@ __all__ = ["LONG_BLOCK_SECONDS", "Block", "Cause", "Incidents", "SpanPlace"]
 _MOST = 200
 """Lines, and kinds of failure, that are kept."""
 _MOST_VICTIMS = 20
+_MOST_LATEST = 600
 LONG_BLOCK_SECONDS = 1.0
 """Of a block of which a bundle is kept, and that the verdict tells for `_RECENT_SECONDS` after its end."""
 _RECENT_SECONDS = 300.0
@@ -127,6 +128,7 @@ class Incidents:
         self._blocked: _Recent[_Culprit, _BlockedLine] = _Recent(_BlockedLine)
         self._unhandled: _Recent[_Kind, _FailureKind] = _Recent(_FailureKind)
         self._long: deque[Block] = deque()  # each longer than those after it
+        self._latest: deque[Block] = deque(maxlen=_MOST_LATEST)
 
     def blocked(self, block: Block, victims: Sequence[str] = (), victims_total: int = 0) -> None:
         """Add a block, with the ids of requests that it kept waiting (20 are kept) and their number."""
@@ -167,8 +169,16 @@ class Incidents:
             self._forget_old(perf_counter())
             return self._long[0] if self._long else None
 
+    def last_minute(self) -> list[Block]:
+        """The blocks of the last minute, 600 at most."""
+        since = perf_counter() - 60.0
+        with self._lock:
+            self._flush()
+            return [block for block in self._latest if block.ended >= since]
+
     def _add_block(self, block: Block, example: dict[str, Any]) -> None:
         self._blocked.use(block.frame or block.request).add(block, example)
+        self._latest.append(block)
         if block.seconds >= LONG_BLOCK_SECONDS:
             self._forget_old(perf_counter())
             while self._long and self._long[-1].seconds <= block.seconds:

@@ -17,7 +17,7 @@ from aiohttp.web_app import (
     Application,  # web.Application is what an active OpenTelemetry instrumentor replaces
 )
 
-from .admin import Admin, AdminPages, Gate
+from .admin import Admin, AdminPages, Gate, TakenError
 from .background import Worker, drain, tell_left_out, workers_of
 from .client import CLIENT_SESSION, Client, client_session
 from .documents import Documents
@@ -262,6 +262,8 @@ class Observability:
         for server in self.admin.own_servers(self._add_metrics):
             try:
                 logger.info("task console at %s", await server.start())
+            except TakenError as exc:  # as each worker but one finds it, and gets it when that has gone
+                logger.warning("the task console isn't served apart: %s", exc)
             except (OSError, asyncio.TimeoutError) as exc:
                 logger.error("the task console isn't served apart: %s", str(exc) or "it didn't start in time")
             stack.push_async_callback(server.stop)

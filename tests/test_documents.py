@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import OBSERVABILITY, Metrics, setup_observability
 from aiohttp_observe.documents import Documents
+from aiohttp_observe.exchange import Exchange, Scope
 from aiohttp_observe.incidents import Block, Cause
 from aiohttp_observe.tasks import Frame, number_of
 from tests.service import serving, until
@@ -88,6 +89,48 @@ async def test_a_block_that_is_over_is_in_the_verdict() -> None:
         finding.sentence == "the loop was blocked for 25 s, 40 s ago, in report (api.py:141) by GET /report"
     )
     assert (finding.kind, finding.frame) == ("blocked", Frame("/srv/api.py", 141, "report"))
+
+
+async def test_many_short_ones_are_told_together() -> None:
+    async with documents() as shown:
+        for number in range(40):
+            frame = Frame("/srv/api.py", 141 if number % 4 else 7, "report")
+            shown._incidents.blocked(block(0.2, frame=frame))
+        (finding,) = shown.snapshot().findings
+    assert finding.sentence == (
+        "the loop was blocked 40 times in the last minute, for 8.0 s together, "
+        "most of it in report (api.py:141)"
+    )
+    assert (finding.kind, finding.frame) == ("blocked", Frame("/srv/api.py", 141, "report"))
+
+
+async def test_work_for_clients_that_have_left_is_told() -> None:
+    left: list[Any] = [
+        Exchange(Scope(), f"r{n}", "GET", "/report", "/report", None, None, 0.0) for n in range(6)
+    ]
+    async with documents() as shown:
+        for number, exchange in enumerate(left):
+            exchange.client_left_at = perf_counter() - number * 4
+        shown._recorder.left = left[1:]
+        (finding,) = shown.snapshot().findings
+        shown._recorder.left = left[:5]
+        assert shown.snapshot().findings == ()
+    assert finding.sentence == (
+        "5 requests are worked on for clients that have left, the longest, GET /report, for 20 s"
+    )
+
+
+async def test_a_loop_that_is_always_busy_is_told() -> None:
+    """As one that spins in ``sleep(0)``, which waits for nothing."""
+    async with documents() as shown:
+        points = shown._history._points
+        points.extend({"utilization": 0.95} for _ in range(4))
+        assert shown.snapshot().findings == ()
+        points.append({"utilization": 0.975})
+        (finding,) = shown.snapshot().findings
+    assert finding.sentence == (
+        "the loop has been busy for 98% of the time, and all else waits: /_tasks/profile shows with what"
+    )
 
 
 async def test_one_that_no_request_caused_names_the_task() -> None:

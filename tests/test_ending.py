@@ -381,3 +381,23 @@ async def test_an_expectation_that_is_refused_has_an_end(
         exchange = await witness.next()
     assert witness.begun == [exchange]
     assert (exchange.route, exchange.status) == ("/", 417)
+
+
+async def test_what_is_cut_off_in_the_midst_of_a_wait_has_waited_for_that(
+    registry: CollectorRegistry, witness: Witness, logs: Logs
+) -> None:
+    """Not for its client to take a response: there was none."""
+    lock = asyncio.Lock()
+    await lock.acquire()
+
+    async def wait(request: web.Request) -> web.Response:
+        async with lock:
+            return web.Response()
+
+    async with observed(wait, registry, witness, logs, shutdown_timeout=0.1) as service:
+        _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.1)
+    exchange = await witness.next()
+    writer.close()
+    assert list(exchange.waiting) == ["lock"]

@@ -257,3 +257,23 @@ async def test_so_does_a_worker_that_fails_again_and_again(registry: CollectorRe
         again, once = await verdict(service)
     assert again.startswith("worker refresh fails again and again, the last time with LookupError: it was ")
     assert once == "worker once has failed with LookupError, and isn't started again"
+
+
+async def test_a_worker_that_runs_again_is_still_told_of(registry: CollectorRegistry) -> None:
+    runs: list[float] = []
+
+    async def fail() -> None:
+        runs.append(0.0)
+        if len(runs) > 3:
+            await asyncio.sleep(60)
+        raise LookupError
+
+    async def start(app: web.Application) -> None:
+        spawn(fail, name="refresh", restart="on-failure", backoff=(0.001, 0.002))
+
+    app = application(registry)
+    app.on_startup.append(start)
+    async with serving(app) as service:
+        await until(lambda: len(runs) > 3, "the restarts")
+        (told,) = await verdict(service)
+    assert told.startswith("worker refresh fails again and again, the last time with LookupError: it was ")

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-import logging.config
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -212,3 +211,40 @@ async def test_a_start_that_fails_leaves_logging_as_it_was(registry: CollectorRe
         assert logging.root.handlers != handlers
     assert logging.root.handlers == handlers
     assert logging.getLogRecordFactory() is factory
+
+
+DISABLING = """
+import asyncio, logging, logging.config
+from aiohttp import web
+from aiohttp_observe import setup_observability
+from tests.service import serving
+
+async def main():
+    app = web.Application()
+    setup_observability(app)
+    logging.config.dictConfig({"version": 1})
+    assert logging.getLogger("aiohttp_observe.access").disabled
+    async with serving(app) as service:
+        await service.get("/nowhere")
+
+asyncio.run(main())
+"""
+
+
+def test_what_dict_config_has_disabled_is_heard_again() -> None:
+    """It disables every logger that it doesn't name, unless it is told otherwise."""
+    done = run_python(DISABLING)
+    assert done.returncode == 0, done.stderr
+    assert "GET /nowhere 404" in done.stdout
+
+
+async def test_options_that_have_no_effect_are_warned_of(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    for logs in (Logs(level="INFO", format="text"), Logs()):
+        app = web.Application()
+        setup_observability(app, metrics=Metrics(registry=registry), logs=logs)
+        async with serving(app):
+            pass
+    (warning,) = [record for record in caplog.records if record.name == "aiohttp_observe"]
+    assert warning.getMessage().startswith("Logs(level=..., format=...) has no effect: ")

@@ -26,9 +26,9 @@ from ..options import check_flag, check_instance, check_path, environment
 from .access import Gate, check_token
 from .console import Console
 from .routes import Routes
-from .server import OwnServer
+from .server import OwnServer, TakenError
 
-__all__ = ["Admin", "AdminPages", "Gate"]
+__all__ = ["Admin", "AdminPages", "Gate", "TakenError"]
 
 logger = logging.getLogger("aiohttp_observe.admin")
 

@@ -16,7 +16,7 @@ from time import perf_counter
 
 from aiohttp import web
 
-__all__ = ["OwnServer"]
+__all__ = ["OwnServer", "TakenError"]
 
 logger = logging.getLogger("aiohttp_observe")
 
@@ -26,6 +26,10 @@ _STOP_SECONDS = 5.0
 _RETRY_SECONDS = 2.0
 _SHUTDOWN_SECONDS = 0.5
 """How long the pages that are being sent may go on when the service ends."""
+
+
+class TakenError(OSError):
+    """Somebody else has the port, which is tried again until it is free."""
 
 
 class OwnServer:
@@ -128,12 +132,10 @@ def _explained(exc: Exception, address: tuple[str, int] | str) -> Exception:
         return OSError(
             f"{address} can't be made ({exc}): with {{pid}} in Admin(unix_socket=...) each worker has its own"
         )
-    is_taken = exc.errno == errno.EADDRINUSE
-    trouble = "is taken, and tried again until it is free" if is_taken else f"can't be listened on ({exc})"
-    return OSError(
-        f"port {address[1]} {trouble}: choose another with Admin(port=...), "
-        "or Admin(unix_socket=...) for several workers"
-    )
+    advice = "choose another with Admin(port=...), or Admin(unix_socket=...) for several workers"
+    if exc.errno == errno.EADDRINUSE:
+        return TakenError(f"port {address[1]} is taken, and tried again until it is free: {advice}")
+    return OSError(f"port {address[1]} can't be listened on ({exc}): {advice}")
 
 
 def _listening(address: tuple[str, int] | str) -> socket.socket:

@@ -94,7 +94,8 @@ def _log(message: str, exc: BaseException | None, fields: dict[str, Any]) -> Non
     if leaves:
         fields["leaves"] = [_leaf(leaf) for leaf in leaves[:_MOST_LEAVES]]
         fields["leaves_left_out"] = len(leaves) - len(fields["leaves"])
-    log(logger, logging.ERROR, "%s%s", message, _left_out(fields), fields=fields, exc=exc)
+    # Finished, as who gathers failures by the template would take all of them for one.
+    log(logger, logging.ERROR, message + _left_out(fields), fields=fields, exc=exc)
 
 
 def _leaves_of(exc: BaseException | None) -> Iterator[BaseException]:

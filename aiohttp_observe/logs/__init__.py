@@ -29,6 +29,8 @@ from .writer import Writer, WriterHandler
 
 __all__ = ["AccessLogger", "JsonFormatter", "Logs", "bind", "bound", "log_context"]
 
+logger = logging.getLogger("aiohttp_observe")
+
 _FORMATS = ("json", "text")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _FLUSH_SECONDS = 5.0
@@ -122,6 +124,7 @@ class ServerLogs:
         self.lines = AccessLines(_direct_handler) if options.access else None
 
     def open(self) -> None:
+        _enable_own_loggers()
         _process.enter(self._make)
 
     async def close(self) -> None:
@@ -134,6 +137,7 @@ class ServerLogs:
     def _make(self) -> _Installed:
         root = logging.getLogger()
         if root.handlers and not self._options.replace:
+            self._warn_of_idle_options()
             return _Installed(None)
         stream = self._options.stream or sys.stdout
         render = _renderer(self._format, stream)
@@ -141,6 +145,23 @@ class ServerLogs:
         writer = Writer(stream, render, self._options.queue_size, dropped)
         handler = WriterHandler(writer, secret_names(self._options.redact))
         return _Installed(handler, self._level)
+
+    def _warn_of_idle_options(self) -> None:
+        options = self._options
+        idle = [name for name in ("stream", "level", "format") if getattr(options, name) is not None]
+        if idle:
+            logger.warning(
+                "Logs(%s=...) has no effect: the root logger has handlers already, be it by "
+                "logging.basicConfig() or the first logging.info(); Logs(replace=True) takes over from them",
+                "=..., ".join(idle),
+            )
+
+
+def _enable_own_loggers() -> None:
+    """`logging.config` disables all loggers that it doesn't name, unless told otherwise."""
+    for name, own in list(logging.root.manager.loggerDict.items()):
+        if isinstance(own, logging.Logger) and (name == logger.name or name.startswith(f"{logger.name}.")):
+            own.disabled = False
 
 
 def _renderer(format_: str, stream: TextIO) -> Callable[[Sequence[Any]], list[bytes]]:

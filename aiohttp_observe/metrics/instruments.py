@@ -268,9 +268,18 @@ def instruments_of(registry: CollectorRegistry) -> Instruments:
         instruments = _instruments.get(registry)
         if instruments is None:
             with _all_or_none(registry) as registering:
-                instruments = Instruments(registering)
+                instruments = _made(registering)
             _instruments[registry] = instruments
         return instruments
+
+
+def _made(registry: CollectorRegistry) -> Instruments:
+    try:
+        return Instruments(registry)
+    except ValueError as exc:
+        raise ValueError(
+            f"somebody else's metric has the name of one of ours: give Metrics(registry=...) its own ({exc})"
+        ) from exc
 
 
 class _Registering(CollectorRegistry):

@@ -28,7 +28,7 @@ from ..exchange import (
     taken,
 )
 from ..forks import reset_after_fork
-from ..tasks import adopt, drive
+from ..tasks import adopt, drive, waits_for
 from ..texts import LONGEST_TITLE, title
 from .ending import (
     handles,
@@ -297,8 +297,9 @@ class Recorder:
         flight.duration = now - flight.started
         left_at = flight.suspended_at
         if left_at is not None and now - left_at > _SENT_AT_ONCE:
-            # The handler has returned: the client had yet to take the response.
-            flight.add_wait("response", now - left_at)
+            # If its handler has returned, the client had yet to take the response.
+            waits = None if has_begun(flight.response) else waits_for(flight.task)
+            flight.add_wait("response" if waits is None else waits[0], now - left_at)
         if flight.client_left_at is not None:
             flight.abandoned = now - flight.client_left_at
         gone = flight.gone

@@ -11,6 +11,7 @@ from .model import CoroCount, Frame, Group, Summary
 from .places import is_library
 from .resources import is_asked_for_by_library
 from .seen import Seen
+from .stacks import Reading
 from .tracker import is_adopted, number_of
 
 __all__ = ["Crowd", "Encounter", "Groups"]
@@ -75,6 +76,10 @@ class Crowd:
         busy = self.own - self._idle
         return busy if not self._polls or is_asked_for_by_library(self.first.task) else busy - self._polls
 
+    def is_of_requests(self) -> bool:
+        """Whether the tasks are there because clients are: aiohttp's own, of connections and requests."""
+        return self.own * 2 > self.count or self.first.coro == _CONNECTION
+
     @property
     def line(self) -> Frame | None:
         """The line at which the tasks stand."""
@@ -126,10 +131,12 @@ class Groups:
             return
         waits_for_news = _is_for_news(reading.detail)
         # A status is known before the end only of what is a stream.
-        idle = reading.kind in _IDLE or (waits_for_news and exchange.status is not None)
+        idle = _is_idle(reading) or (waits_for_news and exchange.status is not None)
         polls = waits_for_news and reading.timed and not idle
         crowd.add_own(exchange, idle=idle, polls=polls)
-        if reading.resource is not None and not idle:
+        # Requests that have yet to answer, and wait at the same queue, wait for what is in a pool.
+        is_for_pool = reading.kind == "queue_get" and exchange.status is None
+        if reading.resource is not None and (not idle or is_for_pool):
             self._meet(id(reading.resource), crowd, seen, exchange, polls)
 
     def _meet(self, resource: int, crowd: Crowd, seen: Seen, exchange: Exchange, polls: bool) -> None:
@@ -152,7 +159,7 @@ class Groups:
         lines: dict[tuple[Frame | None, str], list[Crowd]] = {}
         for crowd in self.crowds():
             if crowd.first.reading is not None:
-                lines.setdefault((crowd.line, crowd.first.reading.kind), []).append(crowd)
+                lines.setdefault((crowd.line, _innermost(crowd.first.reading.detail)), []).append(crowd)
         return list(lines.values())
 
     def crowds(self) -> list[Crowd]:
@@ -208,6 +215,16 @@ def _is_for_news(detail: str) -> bool:
     """Whether a wait is for nobody's work, but until there is something to tell."""
     *around, innermost = detail.split(" → ")
     return innermost in _NEWS and _AROUND.issuperset(around)
+
+
+@lru_cache(maxsize=1024)
+def _innermost(detail: str) -> str:
+    return detail.rpartition(" → ")[2]
+
+
+def _is_idle(reading: Reading) -> bool:
+    """Whether many may wait so while all is well; who sends to a web socket waits for its client to read."""
+    return reading.kind in _IDLE and (reading.kind != "websocket" or "receive" in reading.detail)
 
 
 def _is_foreign(line: Frame | None) -> bool:

@@ -71,6 +71,8 @@ def _whatever_they_do(crowds: Iterable[Crowd]) -> Iterator[tuple[_Key, Crowd]]:
     """The crowds of one coroutine at one line as one: each look finds others of its tasks ready."""
     alike: dict[_Key, list[Crowd]] = {}
     for crowd in crowds:
+        if crowd.is_of_requests():
+            continue  # there are as many as are asked, and what they wait for is told as that
         alike.setdefault((crowd.line, crowd.first.coro), []).append(crowd)
     return ((key, Crowd.of(some)) for key, some in alike.items())
 

@@ -157,7 +157,8 @@ class Finding:
     """One sentence of the verdict, and its evidence: tasks, a resource, a line.
 
     ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd`` or ``leak``; the documents of
-    an application add ``worker``, ``failing``, and ``blocked`` for what is over: see docs/warnings.rst.
+    an application add ``worker``, ``failing``, ``abandoned``, ``busy``, and ``blocked`` for what is over:
+    see docs/warnings.rst.
     """
 
     sentence: str

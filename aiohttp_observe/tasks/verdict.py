@@ -6,16 +6,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from time import perf_counter
+from types import FrameType
 from typing import Any
 
 from ..texts import counted
 from .groups import Crowd, Encounter, Groups
 from .growth import Growing
 from .model import Blocked, Finding, Frame, LoopState, Resource
-from .places import line_to_name
+from .places import is_library, line_to_name, place_of
 from .resources import ResourceIndex, state_of
 from .stacks import Reading
 from .suspension import outbound_call
+from .threads import caller_of, innermost_frames
 from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
 
 __all__ = ["findings", "was_blocked"]
@@ -41,8 +43,11 @@ _MEETING_PLACES = (
 )
 """What may be waited at for anything, too; a lock, a semaphore or a pool is waited for until it is free."""
 _BY_THREADS = {"dns", "executor"}
+_OUTBOUND = {"connect", "dns", "http_client", "pool"}
 _LASTING_SECONDS = 1.0
 """Time for which a request waits for a thread that is worth a sentence: shorter waits are soon over."""
+_YOUNG_SECONDS = 0.5
+"""Age up to which requests that all wait at one line are just being served."""
 _MOST = 20
 
 
@@ -136,7 +141,7 @@ class _Verdict:
             yield Finding(
                 f"the loop's default executor is full: {threads} of {counted(threads, 'thread')} "
                 f"{'is' if threads == 1 else 'are'} at work, "
-                f"{counted(waiting, 'call')} {'waits' if waiting == 1 else 'wait'}",
+                f"{counted(waiting, 'call')} {'waits' if waiting == 1 else 'wait'}{_most_are_in(executor)}",
                 "executor",
                 tuple(number_of(crowd.first.task) for crowd in crowds[:1]),
             )
@@ -163,7 +168,9 @@ class _Verdict:
         if number < _CROWD or reading is None:
             return False
         is_old = (crowd.oldest or 0.0) >= _LONG_SECONDS and _is_for_work(reading)
-        return is_old or number >= _SHARE * self._at_work
+        # Those that are younger may well be all there are: a busy service has one such line.
+        is_lasting = crowd.oldest is None or crowd.oldest >= _YOUNG_SECONDS
+        return is_old or (is_lasting and number >= _SHARE * self._at_work)
 
     def _encounter(self, encounter: Encounter, number: int, resource: int) -> Finding:
         crowds = sorted(encounter.crowds, key=lambda crowd: -encounter.crowds[crowd])
@@ -174,7 +181,11 @@ class _Verdict:
         return Finding(sentence, "crowd", example, resource, next(iter(lines), None))
 
     def _crowd(self, crowd: Crowd, number: int) -> Finding:
-        detail = "" if crowd.first.reading is None else crowd.first.reading.detail
+        reading = crowd.first.reading
+        detail = "" if reading is None else reading.detail
+        call = outbound_call(crowd.first.task) if reading is not None and reading.kind in _OUTBOUND else None
+        if call is not None:
+            detail += f" ({call})"
         place = "" if crowd.line is None else f" at {crowd.line.short}"
         sentence = self._sentence(crowd, number, f"{detail}{place}")
         return Finding(sentence, "crowd", (number_of(crowd.first.task),), frame=crowd.line)
@@ -214,8 +225,11 @@ class _Verdict:
         reading = self._index.readings.get(number)
         if reading is None:
             return None
-        call = outbound_call(self._index.tasks[number]) if reading.kind == "http_client" else None
-        return call or reading.detail
+        call = outbound_call(self._index.tasks[number]) if reading.kind in _OUTBOUND else None
+        if call is None:
+            return reading.detail
+        inner = reading.detail.rpartition(" → ")[2]
+        return call if inner == "ClientResponse.start" else f"{call} ({inner})"
 
     def _name_of(self, number: int) -> str:
         task = self._index.tasks[number]
@@ -241,6 +255,21 @@ def _load_of(executor: Any) -> tuple[int, int]:
         return threads, int(executor._work_queue.qsize()) if threads >= executor._max_workers else 0
     except Exception:  # it isn't like ThreadPoolExecutor
         return 0, 0
+
+
+def _most_are_in(executor: Any) -> str:
+    """Where most of an executor's threads are in the service's own code, in words; nothing if nowhere."""
+    frames = innermost_frames()
+    places = (_own_line(frames.get(thread.ident)) for thread in list(executor._threads))
+    most = Counter(filter(None, places)).most_common(1)
+    return "".join(f"; {number} of the threads in {line.function} ({line.short})" for line, number in most)
+
+
+def _own_line(frame: FrameType | None) -> Frame | None:
+    """The innermost line of the service's own code that has led to ``frame``."""
+    while frame is not None and is_library(frame.f_code.co_filename):
+        frame = caller_of(frame)
+    return None if frame is None else place_of(frame.f_code, frame.f_lasti)
 
 
 def _is_for_work(reading: Reading) -> bool:

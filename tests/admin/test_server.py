@@ -156,7 +156,7 @@ async def test_a_service_whose_port_for_it_is_taken_runs_without(caplog: pytest.
         port = other.getsockname()[1]
         async with serving(application(Admin(port=port))) as service:
             assert (await service.get("/_tasks")).status == 200
-    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert f"port {port} is taken" in record.getMessage()
     assert "Admin(port=...)" in record.getMessage()
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from aiohttp_observe.tasks import take_snapshot
+from aiohttp_observe.exchange import Exchange, Scope
+from aiohttp_observe.tasks import adopt, take_snapshot
 from aiohttp_observe.tasks.groups import Groups
 from aiohttp_observe.tasks.growth import Growing, grown
 from aiohttp_observe.tasks.seen import Look
@@ -97,3 +98,15 @@ async def test_a_look_at_some_is_a_look_at_all(monkeypatch: pytest.MonkeyPatch) 
     assert "and ever more: 20 were there" in finding.sentence
     assert finding.frame is not None
     assert finding.frame.function == "forgotten"
+
+
+async def test_requests_are_no_leak_however_many_come() -> None:
+    loop, told = asyncio.get_running_loop(), list[Growing]()
+    for now, count in ((0, 40), (20, 80), (40, 120)):
+        async with suspended(*(forgotten() for _ in range(count))) as tasks:
+            look, groups = Look(loop, depth=3), Groups()
+            for task in tasks:
+                adopt(task, Exchange(Scope(), "r", "GET", "/chat", "/chat", None, None, 0.0))
+                groups.add(look.at(task))
+            told += grown(loop, groups, now)
+    assert told == []

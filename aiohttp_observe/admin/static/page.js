@@ -37,7 +37,7 @@ function drawVerdict({ findings }) {
       type: "button",
       title: finding.sentence,
       className: `finding ${finding.kind}`,
-      ...(finding.kind === "worker" && { disabled: "" }), // its evidence is in the log
+      ...(["worker", "busy"].includes(finding.kind) && { disabled: "" }), // the evidence is elsewhere
       "data-key": finding.sentence.replace(/[\d.]+/g, "#"),
       on: { click: () => follow(finding) },
     }, element("span", { text: finding.sentence }))),
@@ -54,7 +54,7 @@ function follow({ kind, tasks: ids, resource }) {
     if (show.search) choose({ search: "" });
     go(`#tasks/${ids[0]}`);
   } else if (kind === "blocked") at("blocked").hidden ? go("#incidents") : bringIntoView(at("blocked"));
-  else if (kind === "failing") go("#requests");
+  else if (kind === "failing" || kind === "abandoned") go("#requests");
 }
 
 function go(hash) {
