@@ -383,7 +383,7 @@ async def test_an_expectation_that_is_refused_has_an_end(
     assert (exchange.route, exchange.status) == ("/", 417)
 
 
-async def test_what_is_cut_off_in_the_midst_of_a_wait_has_waited_for_that(
+async def test_what_still_waits_at_clean_up_has_waited_for_that(
     registry: CollectorRegistry, witness: Witness, logs: Logs
 ) -> None:
     """Not for its client to take a response: there was none."""
@@ -398,6 +398,7 @@ async def test_what_is_cut_off_in_the_midst_of_a_wait_has_waited_for_that(
         _, writer = await asyncio.open_connection("127.0.0.1", service.port)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.sleep(0.1)
+        writer.close()
+        await asyncio.sleep(0.1)
     exchange = await witness.next()
-    writer.close()
-    assert list(exchange.waiting) == ["lock"]
+    assert (exchange.status, list(exchange.waiting)) == (499, ["lock"])
