@@ -7,9 +7,9 @@ from traceback import walk_tb
 from typing import Any
 
 from ..exchange import CURRENT, Exchange, current_exchange
-from ..tasks import Frame, birth_of, exchange_of, line_to_name
+from ..tasks import Frame, birth_of, exchange_of
 
-__all__ = ["birthplace", "born_in", "is_supervised", "kind_of", "raised_in", "task_of"]
+__all__ = ["birthplace", "born_in", "is_supervised", "kind_of", "task_of"]
 
 _SUPERVISION = f"{__package__.partition('.')[0]}.background.outcome"
 
@@ -49,17 +49,6 @@ def kind_of(context: dict[str, Any]) -> str:
     if isinstance(future, asyncio.Task) and "exception" in context:
         return "task_exception"
     return "other"
-
-
-def raised_in(exc: BaseException | None) -> Frame | None:
-    """The innermost of the service's own lines that an exception came through, else where it was raised."""
-    if exc is None:
-        return None
-    stack = [
-        Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
-        for frame, line in walk_tb(exc.__traceback__)
-    ]
-    return line_to_name(stack[::-1])
 
 
 def birthplace(task: asyncio.Task[Any]) -> Frame | None:

@@ -12,9 +12,9 @@ from typing import Any
 from ..exchange import Exchange
 from ..flood import OTHERS, Flood
 from ..records import log
-from ..tasks import Frame, coro_of, line_to_name
+from ..tasks import Frame, coro_of, line_to_name, raised_in
 from ..texts import qualified_name
-from .context import birthplace, kind_of, raised_in, task_of
+from .context import birthplace, kind_of, task_of
 
 __all__ = ["log_failure", "log_never_awaited", "log_raised", "made_at", "tell_left_out"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..exchange import Exchange
 from ..incidents import Incidents
-from ..tasks import coro_of, title_of
-from .context import birthplace, born_in, is_supervised, kind_of, raised_in, task_of
+from ..tasks import coro_of, raised_in, title_of
+from .context import birthplace, born_in, is_supervised, kind_of, task_of
 from .line import log_failure
 from .listener import FailureListener, concerned
 

@@ -11,9 +11,8 @@ from types import FrameType, FunctionType
 from typing import Any
 
 from ..exchange import Exchange, current_exchange
-from ..tasks import place_of
+from ..tasks import place_of, raised_in
 from ..texts import qualified_name
-from .context import raised_in
 from .line import log_never_awaited, log_raised, made_at
 from .listener import FailureListener, concerned
 

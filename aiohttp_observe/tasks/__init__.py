@@ -19,6 +19,7 @@ loop is blocked.
 ``holding``     for how long a lock has been held
 ``groups``      tasks by where they stand
 ``growth``      crowds that grow: leaks
+``unretrieved`` failed tasks whose outcome nobody has asked for
 ``verdict``     what stands out, in sentences
 ``warnings``    what is odd about single tasks
 ``forgotten``   whether anybody can still wake a task
@@ -54,7 +55,7 @@ from .model import (
     TaskInfo,
     Wait,
 )
-from .places import count_as_own, is_library, line_to_name, place_of
+from .places import count_as_own, is_library, line_to_name, place_of, raised_in
 from .render import findings_to_dict, json_pieces, resource_pieces, to_dict
 from .snapshot import count_tasks, find_tasks, matching_tasks, snapshot_without_blocking, take_snapshot
 from .suspension import suspended_for, waits_for, whereabouts
@@ -116,6 +117,7 @@ __all__ = [
     "note_contention",
     "number_of",
     "place_of",
+    "raised_in",
     "register_wait_kind",
     "resource_pieces",
     "snapshot_without_blocking",

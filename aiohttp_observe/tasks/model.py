@@ -156,9 +156,9 @@ class Group:
 class Finding:
     """One sentence of the verdict, and its evidence: tasks, a resource, a line.
 
-    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd`` or ``leak``; the documents of
-    an application add ``worker``, ``failing``, ``abandoned``, ``busy``, and ``blocked`` for what is over:
-    see docs/warnings.rst.
+    ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd``, ``failed`` or ``leak``; the
+    documents of an application add ``worker``, ``failing``, ``abandoned``, ``busy``, and ``blocked`` for
+    what is over: see docs/warnings.rst.
     """
 
     sentence: str

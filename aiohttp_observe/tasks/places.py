@@ -7,11 +7,12 @@ import sysconfig
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import PurePath
+from traceback import walk_tb
 from types import CodeType
 
 from .model import Frame
 
-__all__ = ["Places", "count_as_own", "is_library", "line_to_name", "place_of"]
+__all__ = ["Places", "count_as_own", "is_library", "line_to_name", "place_of", "raised_in"]
 
 _INSIDE = (
     "<frozen ",
@@ -55,6 +56,17 @@ def line_to_name(stack: Sequence[Frame]) -> Frame | None:
     """The innermost of the service's own lines, else of all, of a stack that is innermost first."""
     own = (frame for frame in stack if not is_library(frame.file))
     return next(own, None) or next(iter(stack), None)
+
+
+def raised_in(exc: BaseException | None) -> Frame | None:
+    """The innermost of the service's own lines that an exception came through, else where it was raised."""
+    if exc is None:
+        return None
+    stack = [
+        Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in walk_tb(exc.__traceback__)
+    ]
+    return line_to_name(stack[::-1])
 
 
 def is_library(file: str) -> bool:

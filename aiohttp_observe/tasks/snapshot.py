@@ -19,6 +19,7 @@ from .rows import Rows
 from .seen import Look, Seen, live_tasks
 from .selection import Selection
 from .tracker import number_of
+from .unretrieved import Unretrieved, unretrieved
 from .verdict import findings
 from .warnings import Circumstances
 
@@ -137,6 +138,7 @@ class _Picture:
         self._stuck: list[TaskInfo] = []
         self._resources: tuple[Resource, ...] = ()
         self._deadlocks: tuple[tuple[int, ...], ...] = ()
+        self._unretrieved: list[Unretrieved] = []
 
     def steps(self) -> Iterator[None]:
         """Do the work, pausing after every slice of it."""
@@ -156,6 +158,8 @@ class _Picture:
         self._circumstances.conclude(self._resources)
         yield
         self._deadlocks = yield from self._look.index.deadlocks()
+        yield
+        self._unretrieved = unretrieved(self._loop)
         yield
         words = Rows(self._circumstances)
         for count, seen in enumerate(taken(chosen), 1):  # of very many, not both it and its row are kept
@@ -192,6 +196,7 @@ class _Picture:
                 index,
                 self._all,
                 growing,
+                self._unretrieved,
                 getattr(self._loop, "_default_executor", None),
             ),
             work=self._all.summary(connections=False),

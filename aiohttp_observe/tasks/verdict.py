@@ -19,6 +19,7 @@ from .stacks import Reading
 from .suspension import outbound_call
 from .threads import caller_of, innermost_frames
 from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
+from .unretrieved import Unretrieved
 
 __all__ = ["findings", "was_blocked"]
 
@@ -59,6 +60,7 @@ def findings(
     index: ResourceIndex,
     groups: Groups,
     growing: Sequence[Growing],
+    failed: Sequence[Unretrieved],
     executor: Any = None,
 ) -> tuple[Finding, ...]:
     """All that stands out among the tasks, at most 20 sentences.
@@ -72,6 +74,7 @@ def findings(
         *verdict.held(resources, {number for cycle in deadlocks for number in cycle}),
         *verdict.full(executor),
         *verdict.crowds(resources),
+        *map(_failed, failed),
         *(_leak(crowd) for crowd in growing),
     ]
     return tuple(found[:_MOST])
@@ -229,7 +232,7 @@ class _Verdict:
         if call is None:
             return reading.detail
         inner = reading.detail.rpartition(" → ")[2]
-        return call if inner == "ClientResponse.start" else f"{call} ({inner})"
+        return call if inner.startswith("ClientResponse.") else f"{call} ({inner})"
 
     def _name_of(self, number: int) -> str:
         task = self._index.tasks[number]
@@ -301,6 +304,16 @@ def _left(crowd: Crowd) -> str:
     if not crowd.left:
         return ""
     return f"; {crowd.left} of their clients {'has' if crowd.left == 1 else 'have'} left"
+
+
+def _failed(task: Unretrieved) -> Finding:
+    place = "" if task.line is None else f" in {task.line.function} ({task.line.short})"
+    return Finding(
+        f"task {task.task} has failed with {task.exception}{place}, at least {_seconds(task.seconds)} s ago, "
+        "and nobody has asked for its outcome",
+        "failed",
+        frame=task.line,
+    )
 
 
 def _leak(crowd: Growing) -> Finding:
