@@ -152,7 +152,7 @@ def _ours(tell: Tell) -> None:
 
     def hear(record: logging.LogRecord) -> None:
         fields = vars(record)
-        tell(fields["blocked_ms"] / 1e3, f"{fields['code.filepath']}:{fields['code.lineno']}")
+        tell(fields["blocked_ms"] / 1e3, f"{fields['code.file.path']}:{fields['code.line.number']}")
 
     _Heard("aiohttp_observe.loopwatch", hear)
     LoopWatch(threshold=_THRESHOLD).install(asyncio.get_running_loop(), Meter())

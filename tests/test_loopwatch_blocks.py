@@ -272,6 +272,28 @@ def test_of_a_herd_no_single_one_is_to_blame(
     assert not {"task", "request_id", "trace_id"} & vars(record).keys()
 
 
+def test_the_route_whose_handlers_held_the_loop_is_told_whoever_was_seen_after_each(
+    loop: asyncio.AbstractEventLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where each keeps the interpreter lock: others are looked at in between."""
+
+    async def main() -> None:
+        monitor = LoopWatch().install(loop, numbers)
+        await turn(numbers)
+        adopt(asyncio.current_task(), exchange("innocent"))  # type: ignore[arg-type]
+        time.sleep(0.4)  # noqa: ASYNC251 - where all looks are
+        for number in range(3):
+            culprit = Exchange(Scope(), f"r{number}", "GET", "/search", "/search", None, None, 0.0)
+            monitor.held(culprit, 0.1 + number * 0.01)
+        await turn(numbers)
+        monitor.close()
+
+    loop.run_until_complete(main())
+    record = the_line(caplog)
+    assert record.getMessage().endswith(" by GET /search, in a line that nobody saw: it let no thread look")
+    assert record.request_id == "r2"
+
+
 def test_what_the_collector_calls_of_ours_is_not_named(
     watched: RunOnLoop, caplog: pytest.LogCaptureFixture
 ) -> None:

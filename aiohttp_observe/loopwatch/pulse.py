@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from time import perf_counter
 from types import CodeType
 
@@ -28,7 +29,8 @@ _AFTERMATH = 0.005
 class Late:
     """A beat that was due at ``due`` and came ``lag`` seconds late, and the clocks at both ends.
 
-    ``holder`` is the request that held the loop for most of it, if one did.
+    ``holder`` is the request that held the loop for most of it, if one did, or the one of a route's
+    requests that held it longest, if these did together.
     """
 
     due: float
@@ -41,6 +43,10 @@ class Late:
     def worked(self) -> float:
         """Seconds for which the loop's thread was on a CPU."""
         return self.after.cpu - self.before.cpu
+
+
+_Holds = tuple[float, float, Exchange]
+"""Seconds for which the requests of a route have held the loop, the longest time, and whose that was."""
 
 
 class Pulse:
@@ -65,8 +71,7 @@ class Pulse:
         """The clocks at the last beat."""
         self._loop = loop
         self._hear = hear
-        self._holder: Exchange | None = None
-        self._longest_hold = 0.0
+        self._holds: dict[str, _Holds] = {}
         self._timer: asyncio.Handle = loop.call_soon(self._beat)
 
     def stop(self) -> None:
@@ -75,7 +80,7 @@ class Pulse:
             self._measure()
         self.due = math.inf
         self.stalled_until = 0.0
-        self._holder = None
+        self._holds = {}
 
     def stalled_since(self, now: float) -> float | None:
         """Since when the loop hasn't turned, if it is late at ``now`` or was a moment before."""
@@ -86,8 +91,14 @@ class Pulse:
 
     def held(self, exchange: Exchange, seconds: float) -> None:
         """A request has just held the loop for so long."""
-        if seconds > self._longest_hold:
-            self._holder, self._longest_hold = exchange, seconds
+        held, longest, whose = self._holds.get(exchange.route) or (0.0, 0.0, exchange)
+        if seconds > longest:
+            longest, whose = seconds, exchange
+        self._holds[exchange.route] = held + seconds, longest, whose
+
+    def _holder_of(self, lag: float) -> Exchange | None:
+        held, _, whose = max(self._holds.values(), key=itemgetter(0), default=(0.0, 0.0, None))
+        return whose if held * 2 > lag else None
 
     def _beat(self) -> None:
         self._timer = self._loop.call_later(self.interval, self._beat)
@@ -103,7 +114,6 @@ class Pulse:
         if lag > _STALL:
             self.stalled_from, self.stalled_until = due, now + _AFTERMATH
             if lag >= self.shortest_lag:
-                holder = self._holder if self._longest_hold * 2 > lag else None
-                self._hear(Late(due, lag, before, self.before, holder))
-        self._holder, self._longest_hold = None, 0.0
+                self._hear(Late(due, lag, before, self.before, self._holder_of(lag)))
+        self._holds = {}
         report(self.meters, lambda meter: meter.loop_lag(lag))

@@ -30,9 +30,10 @@ from ..tasks import (
 from . import pulse
 from .clocks import COLLECTIONS
 
-__all__ = ["LoopThread", "Sample", "Usage", "out_of_sight"]
+__all__ = ["DEEPEST", "LoopThread", "Sample", "Usage", "out_of_sight"]
 
-_DEEPEST = 50
+DEEPEST = 50
+"""Frames of a stack that are kept, the innermost ones."""
 _WINDOW = 10
 """Seconds that utilization looks back."""
 
@@ -141,7 +142,7 @@ def _callback_stack(frame: FrameType | None, caller: CodeType | None) -> tuple[F
     """Where a loop's thread is within a callback, innermost first; empty if it isn't in one."""
     stack: list[Frame] = []
     while frame is not None and frame.f_code is not caller:
-        if frame.f_code is not _COLLECTED and len(stack) < _DEEPEST:
+        if frame.f_code is not _COLLECTED and len(stack) < DEEPEST:
             stack.append(place_of(frame.f_code, frame.f_lasti))
         frame = caller_of(frame)
     if frame is None:  # asyncio's select has no Handle._run beneath it

@@ -9,15 +9,16 @@ from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 
+from ..exchange import Exchange
 from ..incidents import Block, Cause
 from ..switchinterval import short_switch_interval
-from ..tasks import is_library
+from ..tasks import drive, is_library
 from .cause import Measurements, cause_of
 from .clocks import COLLECTIONS, ClockReading
 from .pulse import Late, Pulse
 from .reporting import BlockListener, inform, log_block, logger, report
 from .samples import Samples
-from .thread import LoopThread, Sample, Usage, out_of_sight
+from .thread import DEEPEST, LoopThread, Sample, Usage, out_of_sight
 from .throttling import Throttling
 
 __all__ = ["Watchdog"]
@@ -29,6 +30,8 @@ _STILL_BLOCKED = 5.0
 _MOMENT = 0.001
 """Seconds after which it is looked once more, whatever turns threads take."""
 _CLOSE_TIMEOUT = 2.0
+_DRIVE = drive.__code__.co_filename
+"""Handlers are driven in there."""
 
 
 class Watchdog:
@@ -85,12 +88,14 @@ class Watchdog:
 
     def _seen(self, late: Late, samples: Samples | None) -> Sample | None:
         seen = None if samples is None else samples.top
+        holder = late.holder
         in_time = samples is not None and samples.looked_at < late.after.at - self._pulse.interval / 2
+        if seen is not None and holder is not None and _is_of_others(seen, holder):
+            return out_of_sight(holder)
         if in_time or late.worked < self._threshold:
             return seen
         # What keeps the interpreter lock may be over before this thread looks, since others get it next;
         # then somebody else is seen, or the server, which sends the answer.
-        holder = late.holder
         if seen is None or seen.place is None:
             return out_of_sight(holder)
         is_over = holder and (seen.request_id != holder.request_id or is_library(seen.place.file))
@@ -250,6 +255,15 @@ class Watchdog:
                 in_call=samples.in_calls * 2 > samples.seconds,
             )
         )
+
+
+def _is_of_others(seen: Sample, holder: Exchange) -> bool:
+    """Whether what was seen isn't in a handler of ``holder``'s route, which held the loop for most of it."""
+    if seen.request is None:  # a callback, many tasks, or the server's task between two requests
+        return seen.place is not None and is_library(seen.place.file)
+    is_cut = len(seen.stack) >= DEEPEST
+    is_in_handler = is_cut or any(frame.file == _DRIVE for frame in seen.stack)
+    return seen.request != f"{holder.method} {holder.route}" or not is_in_handler
 
 
 def _contending(before: ClockReading, after: ClockReading) -> float | None:
