@@ -185,6 +185,34 @@ async def test_streams_and_websockets_that_wait_for_news_are_nothing_to_tell() -
     assert sentence.startswith("12 of 36 requests wait for Event.wait at test_documents.py:")
 
 
+async def test_websockets_whose_clients_do_not_read_are_told() -> None:
+    async def push(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        while True:
+            await socket.send_bytes(bytes(2**20))
+
+    app = web.Application()
+    app.router.add_get("/push", push)
+    setup_observability(app, metrics=Metrics(registry=CollectorRegistry()))
+    upgrade = (
+        b"GET /push HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    async with serving(app, shutdown_timeout=0.1) as service:
+        writers = []
+        for _ in range(12):
+            _, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1024)
+            writer.write(upgrade)
+            writers.append(writer)
+        shown = app[OBSERVABILITY].documents
+        await until(lambda: "12 of 12" in "".join(shown.snapshot().verdict), "those who can't send")
+        (sentence,) = shown.snapshot().verdict
+        for writer in writers:
+            writer.transport.abort()
+    assert "WebSocketResponse.send_bytes at test_documents.py:" in sentence
+
+
 class TestMatching:
     async def test_finds_the_tasks_themselves(self) -> None:
         async with (

@@ -7,7 +7,7 @@ from time import thread_time
 
 import pytest
 
-from aiohttp_observe.redaction import MARK, in_text, shown
+from aiohttp_observe.redaction import MARK, in_text, is_secret, shown
 
 S = "hunter2secretvalue"
 
@@ -53,6 +53,16 @@ def nested(document: object, levels: int) -> str:
 )
 def test_a_secret_goes_and_all_else_stays(text: str, told: str) -> None:
     assert in_text(text) == told
+
+
+@pytest.mark.parametrize("name", ["cookies", "passwords", "client_secrets", "API-Keys", "access_token"])
+def test_names_of_several_secrets_are_secret_too(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "token_count", "cookie_count", "keys"])
+def test_names_of_numbers_are_not(name: str) -> None:
+    assert not is_secret(name)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
