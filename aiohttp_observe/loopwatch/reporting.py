@@ -79,7 +79,7 @@ def _seen(block: Block, frame: Frame, seen: Samples) -> str:
     request = "" if block.request is None else f", {block.request}"
     share = f", seen there for {seen.there:.2f} of {seen.seconds:.2f} s" if seen.there < seen.seconds else ""
     why = f": {block.cause.evidence}" if block.cause.kind in _NOT_OF_THE_LINE else ""
-    return f"in {frame.function} ({frame.short}) by {by}{request}{share}{why}"
+    return f"in {frame.named} by {by}{request}{share}{why}"
 
 
 def _unseen(block: Block) -> str:

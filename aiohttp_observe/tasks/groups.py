@@ -159,7 +159,7 @@ class Groups:
         lines: dict[tuple[Frame | None, str], list[Crowd]] = {}
         for crowd in self.crowds():
             if crowd.first.reading is not None:
-                lines.setdefault((crowd.line, _innermost(crowd.first.reading.detail)), []).append(crowd)
+                lines.setdefault((crowd.line, crowd.first.reading.innermost), []).append(crowd)
         return list(lines.values())
 
     def crowds(self) -> list[Crowd]:
@@ -215,11 +215,6 @@ def _is_for_news(detail: str) -> bool:
     """Whether a wait is for nobody's work, but until there is something to tell."""
     *around, innermost = detail.split(" → ")
     return innermost in _NEWS and _AROUND.issuperset(around)
-
-
-@lru_cache(maxsize=1024)
-def _innermost(detail: str) -> str:
-    return detail.rpartition(" → ")[2]
 
 
 def _is_idle(reading: Reading) -> bool:

@@ -40,6 +40,11 @@ class Frame:
         """The place in short: ``db.py:31``."""
         return f"{PurePath(self.file).name}:{self.line}"
 
+    @property
+    def named(self) -> str:
+        """The place in words: ``render (report.py:88)``."""
+        return f"{self.function} ({self.short})"
+
 
 @dataclass(slots=True)
 class Wait:

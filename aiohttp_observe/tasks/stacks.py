@@ -112,6 +112,11 @@ class Reading(NamedTuple):
     any_of: bool
     timed: bool
 
+    @property
+    def innermost(self) -> str:
+        """The last of the calls that ``detail`` names."""
+        return self.detail.rpartition(" → ")[2]
+
 
 class _Phrase(NamedTuple):
     """What the rules of a chain say, all but the objects they lead to.

@@ -43,7 +43,7 @@ def unretrieved(loop: asyncio.AbstractEventLoop, now: float | None = None) -> li
     now = perf_counter() if now is None else now
     since: list[tuple[float, asyncio.Task[Any]]] = []
     for task in _all_that_are_referred_to():
-        if task.done() and getattr(task, "_log_traceback", False) and task.get_loop() is loop:
+        if _has_failed(task) and task.get_loop() is loop:
             first = _seen_failed.setdefault(task, now)
             if now - first >= _SECONDS:
                 since.append((first, task))
@@ -58,6 +58,12 @@ def _all_that_are_referred_to() -> Iterable[asyncio.Task[Any]]:
         return list(known)
     except RuntimeError:  # another thread makes some: the next look will do
         return ()
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    """Whether nobody has asked for its exception; a class of the service's own may not know."""
+    failed: bool = task.done() and getattr(task, "_log_traceback", False)
+    return failed and getattr(task, "_exception", None) is not None
 
 
 def _told(task: asyncio.Task[Any], seconds: float) -> Unretrieved:

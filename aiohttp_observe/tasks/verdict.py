@@ -102,7 +102,7 @@ def _by(blocked: Blocked, running: asyncio.Task[Any] | None) -> str:
 
 def was_blocked(seconds: float, ago: float, frame: Frame | None, by: str | None) -> Finding:
     """The finding of a block that was over ``ago`` seconds ago; ``frame`` and ``by`` as far as was seen."""
-    place = "" if frame is None else f", in {frame.function} ({frame.short})"
+    place = "" if frame is None else f", in {frame.named}"
     who = f" by {by}" if by else ""
     unseen = "" if place or who else ", nobody saw by what"
     sentence = f"the loop was blocked for {_seconds(seconds)} s, {_seconds(ago)} s ago{place}{who}{unseen}"
@@ -136,7 +136,8 @@ class _Verdict:
 
     def full(self, executor: Any) -> Iterator[Finding]:
         """Tell of the loop's default executor, if calls wait for a thread and not just for a moment."""
-        threads, waiting = _load_of(executor)
+        at_work, waiting = _load_of(executor)
+        threads = len(at_work)
         if not waiting:
             return
         crowds = [crowd for crowd in self._groups.crowds() if _waits_in(crowd, _BY_THREADS)]
@@ -144,7 +145,7 @@ class _Verdict:
             yield Finding(
                 f"the loop's default executor is full: {threads} of {counted(threads, 'thread')} "
                 f"{'is' if threads == 1 else 'are'} at work, "
-                f"{counted(waiting, 'call')} {'waits' if waiting == 1 else 'wait'}{_most_are_in(executor)}",
+                f"{counted(waiting, 'call')} {'waits' if waiting == 1 else 'wait'}{_most_are_in(at_work)}",
                 "executor",
                 tuple(number_of(crowd.first.task) for crowd in crowds[:1]),
             )
@@ -231,7 +232,7 @@ class _Verdict:
         call = outbound_call(self._index.tasks[number]) if reading.kind in _OUTBOUND else None
         if call is None:
             return reading.detail
-        inner = reading.detail.rpartition(" → ")[2]
+        inner = reading.innermost
         return call if inner.startswith("ClientResponse.") else f"{call} ({inner})"
 
     def _name_of(self, number: int) -> str:
@@ -251,21 +252,21 @@ def _is_lasting(crowd: Crowd) -> bool:
     return crowd.own > 0 and since is not None and perf_counter() - since >= _LASTING_SECONDS
 
 
-def _load_of(executor: Any) -> tuple[int, int]:
-    """How many threads an executor of any class has, and how many calls wait if it may have no more."""
+def _load_of(executor: Any) -> tuple[list[int], int]:
+    """The threads that an executor of any class has, and how many calls wait if it may have no more."""
     try:
-        threads = len(executor._threads)
-        return threads, int(executor._work_queue.qsize()) if threads >= executor._max_workers else 0
+        threads = [thread.ident for thread in list(executor._threads)]
+        return threads, int(executor._work_queue.qsize()) if len(threads) >= executor._max_workers else 0
     except Exception:  # it isn't like ThreadPoolExecutor
-        return 0, 0
+        return [], 0
 
 
-def _most_are_in(executor: Any) -> str:
-    """Where most of an executor's threads are in the service's own code, in words; nothing if nowhere."""
+def _most_are_in(threads: Iterable[int]) -> str:
+    """Where most of some threads are in the service's own code, in words; nothing if nowhere."""
     frames = innermost_frames()
-    places = (_own_line(frames.get(thread.ident)) for thread in list(executor._threads))
+    places = (_own_line(frames.get(thread)) for thread in threads)
     most = Counter(filter(None, places)).most_common(1)
-    return "".join(f"; {number} of the threads in {line.function} ({line.short})" for line, number in most)
+    return "".join(f"; {number} of the threads in {line.named}" for line, number in most)
 
 
 def _own_line(frame: FrameType | None) -> Frame | None:
@@ -307,7 +308,7 @@ def _left(crowd: Crowd) -> str:
 
 
 def _failed(task: Unretrieved) -> Finding:
-    place = "" if task.line is None else f" in {task.line.function} ({task.line.short})"
+    place = "" if task.line is None else f" in {task.line.named}"
     return Finding(
         f"task {task.task} has failed with {task.exception}{place}, at least {_seconds(task.seconds)} s ago, "
         "and nobody has asked for its outcome",
