@@ -29,6 +29,7 @@ Behind them:
 ``history``            the last minutes, in numbers
 ``bundles``            everything as it was at a moment
 ``profile``            where the loop's thread spends its time
+``findings``           what stands out of what no task shows
 ``documents``          all of that as the JSON of the task console
 ``cli``                the console in a terminal
 ``flood``              when a line comes too often

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
 from itertools import islice
-from operator import itemgetter
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from .background import Worker, workers_of
+from .background import workers_of
 from .bundles import Bundles
 from .daemonthread import in_daemon_thread
 from .exchange import Exchange
+from .findings import findings
 from .flightrecorder import FlightRecorder
 from .history import History
 from .incidents import LONG_BLOCK_SECONDS, Block, Incidents
@@ -27,8 +26,6 @@ from .loopwatch import LoopMonitor
 from .middleware import Recorder
 from .profile import NoProfileError, profile
 from .tasks import (
-    Finding,
-    Frame,
     LoopState,
     Snapshot,
     Tree,
@@ -47,7 +44,6 @@ from .tasks import (
     tree_of,
     tree_pieces,
     waits_for,
-    was_blocked,
 )
 
 __all__ = ["Documents"]
@@ -59,17 +55,6 @@ _CANCELLED_AT_ONCE = 200
 _MOST_IN_BUNDLE = 500
 _BUNDLE_INTERVAL = 60.0
 """Seconds from one bundle of a long block to the next."""
-_MOST_FINDINGS = 10
-_RESTARTS = 2
-"""Restarts of a worker after which the verdict tells of it."""
-_JUST_SECONDS = 60.0
-"""Seconds for which a worker that runs again may well fail again."""
-_OFTEN, _BLOCKED_SHARE = 5, 0.05
-"""Blocks in a minute, and the share of it that they take, that are worth a sentence."""
-_MANY_ABANDONED, _ABANDONED_SECONDS = 5, 2.0
-"""Requests whose clients have left, and seconds since, that are worth a sentence."""
-_BUSY, _BUSY_POINTS = 0.9, 5
-"""Share of the time that the loop is busy, in so many points of the history, that is worth a sentence."""
 _STUCK_SECONDS = 1.0
 _MOST_LOOKED_AT = 50
 
@@ -272,15 +257,14 @@ class Documents:
     def _with_more_findings(self, snapshot: Snapshot) -> Snapshot:
         """``snapshot`` with the findings that no task shows, as what they tell of has ended."""
         self._recorder.flush()
-        more = [
-            *_was_blocked(self._incidents.worst_block()),
-            *_often_blocked(self._incidents.last_minute()),
-            *_failed_workers(workers_of(self._recorder.scope)),
-            *_failing_routes(self._flights.failing()),
-            *_abandoned(self._recorder.left),
-            *_busy(self._history.points()),
-        ]
-        return replace(snapshot, findings=(*snapshot.findings, *more[:_MOST_FINDINGS]))
+        more = findings(
+            self._incidents,
+            workers_of(self._recorder.scope),
+            self._flights.failing(),
+            self._recorder.left,
+            self._history.points(),
+        )
+        return replace(snapshot, findings=(*snapshot.findings, *more))
 
     def _state_of(self, exchange: Exchange) -> tuple[int | None, tuple[str, str] | None]:
         task = getattr(exchange, "task", None)  # until it lands, maybe while another thread looks
@@ -300,84 +284,6 @@ def _forget_failure(bundling: asyncio.Future[int | None]) -> None:
     """Have nobody hear of a failed bundle: the service has ended meanwhile, and there is nothing to keep."""
     if not bundling.cancelled():
         bundling.exception()
-
-
-def _was_blocked(block: Block | None) -> Iterator[Finding]:
-    if block is None:
-        return
-    yield was_blocked(block.seconds, max(perf_counter() - block.ended, 0.0), block.frame, block.culprit)
-
-
-def _often_blocked(blocks: Sequence[Block]) -> Iterator[Finding]:
-    seconds = sum(block.seconds for block in blocks)
-    if len(blocks) < _OFTEN or seconds < _BLOCKED_SHARE * 60:
-        return
-    took: Counter[Frame | str | None] = Counter()
-    for block in blocks:
-        took[block.frame or block.culprit] += block.seconds  # type: ignore[assignment]
-    worst = took.most_common(1)[0][0]
-    frame = worst if isinstance(worst, Frame) else None
-    where = f"by {worst}" if frame is None else f"in {frame.function} ({frame.short})"
-    sentence = (
-        f"the loop was blocked {len(blocks)} times in the last minute, for {seconds:.1f} s together"
-        f"{'' if worst is None else f', most of it {where}'}"
-    )
-    yield Finding(sentence, "blocked", frame=frame)
-
-
-def _abandoned(left: Iterable[Exchange]) -> Iterator[Finding]:
-    """Handlers that work for clients that have left, and not just for a moment more."""
-    now = perf_counter()
-    gone = [
-        (now - exchange.client_left_at, exchange)
-        for exchange in left
-        if exchange.client_left_at is not None and now - exchange.client_left_at >= _ABANDONED_SECONDS
-    ]
-    if len(gone) >= _MANY_ABANDONED:
-        seconds, oldest = max(gone, key=itemgetter(0))
-        yield Finding(
-            f"{len(gone)} requests are worked on for clients that have left, the longest, "
-            f"{oldest.method} {oldest.route}, for {seconds:.0f} s",
-            "abandoned",
-        )
-
-
-def _busy(points: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    last = points[-_BUSY_POINTS:]
-    if len(last) == _BUSY_POINTS and all(point["utilization"] >= _BUSY for point in last):
-        share = last[-1]["utilization"]
-        yield Finding(
-            f"the loop has been busy for {share:.0%} of the time, and all else waits: "
-            "/_tasks/profile shows with what",
-            "busy",
-        )
-
-
-def _failing_routes(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
-    for method, route, error in routes:
-        yield Finding(
-            f"{method} {route} fails: the last requests all did, the latest with {error}", "failing", ()
-        )
-
-
-def _failed_workers(workers: Iterable[Worker]) -> Iterator[Finding]:
-    for worker in workers:
-        if worker.state == "failed":
-            sentence = f"worker {worker.name} has failed with {worker.last_error}, and isn't started again"
-        elif worker.last_error is not None and worker.restarts >= _RESTARTS and _has_just_failed(worker):
-            sentence = (
-                f"worker {worker.name} fails again and again, the last time with {worker.last_error}: "
-                f"it was started again {worker.restarts} times"
-            )
-        else:
-            continue
-        yield Finding(sentence, "worker", ())
-
-
-def _has_just_failed(worker: Worker) -> bool:
-    return worker.state == "backing_off" or (
-        worker.state == "running" and time() - worker.since < _JUST_SECONDS
-    )
 
 
 def _is_stuck(exchange: Exchange, now: float) -> bool:

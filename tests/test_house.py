@@ -21,7 +21,8 @@ FLOORS = (
     {"flightrecorder", "history", "tasks"},
     {"incidents", "profile"},
     {"admin", "background", "failures", "logs", "loopwatch", "metrics", "middleware", "tracing"},
-    {"client", "documents"},
+    {"client", "findings"},
+    {"documents"},
     {"plugin"},
     {"__init__"},
 )
