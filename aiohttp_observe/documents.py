@@ -22,6 +22,7 @@ from .flightrecorder import FlightRecorder
 from .history import History
 from .incidents import LONG_BLOCK_SECONDS, Block, Incidents
 from .jsonpieces import encode
+from .logs import ServerLogs
 from .loopwatch import LoopMonitor
 from .middleware import Recorder
 from .profile import NoProfileError, profile
@@ -90,6 +91,7 @@ class Documents:
         self._flights = flights
         self._incidents = incidents
         self._monitor: LoopMonitor | None = None
+        self._logs: ServerLogs | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._noted = 0.0
@@ -105,13 +107,16 @@ class Documents:
             in_flight=lambda: len(recorder.in_flight),
         )
 
-    def open(self, loop: asyncio.AbstractEventLoop, monitor: LoopMonitor | None) -> None:
+    def open(
+        self, loop: asyncio.AbstractEventLoop, monitor: LoopMonitor | None, logs: ServerLogs | None
+    ) -> None:
         """The application runs, on ``loop`` in this thread, watched by ``monitor``."""
-        self._loop, self._monitor, self._thread = loop, monitor, threading.get_ident()
+        self._loop, self._thread = loop, threading.get_ident()
+        self._monitor, self._logs = monitor, logs
 
     def close(self) -> None:
         """The application has ended."""
-        self._loop = self._monitor = None
+        self._loop = self._monitor = self._logs = None
 
     def note(self) -> None:
         """Take note of what the loop does just now; to be called several times a second, on that loop."""
@@ -263,6 +268,7 @@ class Documents:
             self._flights.failing(),
             self._recorder.left,
             self._history.points(),
+            (0.0, 0) if self._logs is None else self._logs.backlog(),
         )
         return replace(snapshot, findings=(*snapshot.findings, *more))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .background import Worker
 from .exchange import Exchange
+from .flightrecorder import Failing
 from .incidents import Block, Incidents
 from .tasks import Finding, Frame, was_blocked
 
@@ -26,19 +27,22 @@ _MANY_ABANDONED, _ABANDONED_SECONDS = 5, 2.0
 """Requests whose clients have left, and seconds since, that are worth a sentence."""
 _BUSY, _BUSY_POINTS = 0.9, 5
 """Share of the time that the loop is busy, in so many points of the history, that is worth a sentence."""
+_STALLED_SECONDS = 5.0
+"""Seconds in which a log's stream takes nothing that are worth a sentence."""
 
 
 def findings(
     incidents: Incidents,
     workers: Iterable[Worker],
-    failing: Iterable[tuple[str, str, str]],
+    failing: Iterable[Failing],
     left: Iterable[Exchange],
     history: Sequence[Mapping[str, Any]],
+    backlog: tuple[float, int],
 ) -> list[Finding]:
     """At most ten sentences, worst first.
 
-    ``failing`` are method, route and error of routes whose last requests all failed, ``left`` the
-    requests in flight whose client has left, ``history`` the points of the last minutes.
+    ``left`` are the requests in flight whose client has left, ``history`` the points of the last
+    minutes, ``backlog`` for how many seconds the log's stream has taken nothing, and how many lines wait for it.
     """
     found = [
         *_was_blocked(incidents.worst_block()),
@@ -47,6 +51,7 @@ def findings(
         *_failing_routes(failing),
         *_abandoned(left),
         *_busy(history),
+        *_stalled_log(*backlog),
     ]
     return found[:_MOST]
 
@@ -102,11 +107,22 @@ def _busy(points: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         )
 
 
-def _failing_routes(routes: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
-    for method, route, error in routes:
+def _stalled_log(seconds: float, waiting: int) -> Iterator[Finding]:
+    if seconds >= _STALLED_SECONDS:
         yield Finding(
-            f"{method} {route} fails: the last requests all did, the latest with {error}", "failing", ()
+            f"log lines aren't written: for {seconds:.0f} s whoever reads the log has taken none, "
+            f"and {waiting:,} wait",
+            "log",
         )
+
+
+def _failing_routes(failing: Iterable[Failing]) -> Iterator[Finding]:
+    for route in failing:
+        if route.all_of_late:
+            how = "fails: the last requests all did"
+        else:
+            how = f"failed {route.failed} of {route.count} times in the last minute"
+        yield Finding(f"{route.method} {route.route} {how}, the latest with {route.error}", "failing")
 
 
 def _failed_workers(workers: Iterable[Worker]) -> Iterator[Finding]:

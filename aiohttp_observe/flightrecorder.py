@@ -8,19 +8,19 @@ or task; their number is bounded by that of the families.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
 from itertools import chain, count
 from math import inf
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from .exchange import OTHER, Ended, Exchange
 from .jsonpieces import encode, listed
 from .texts import timestamp_of
 
-__all__ = ["FlightRecorder", "StateOf"]
+__all__ = ["Failing", "FlightRecorder", "StateOf"]
 
 _LATENCIES = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, inf)
 """Seconds, the upper ends of the latency classes."""
@@ -28,14 +28,30 @@ _CLASSES = ("<=10ms", "<=50ms", "<=100ms", "<=500ms", "<=1s", "<=5s", ">5s")
 _MOST_FAMILIES = 200
 _KEPT = 5
 """Exchanges of each sort that a family keeps."""
-_JUST_NOW = 60.0
-"""Seconds."""
+_MINUTE, _SLOT = 60.0, 6.0
+"""Seconds in which failures are counted, and the steps in which that moves on."""
+_OFTEN, _SHARE = 5, 0.05
+"""Failures in a minute, and their share of a route's requests, that are worth telling."""
 _MOST_IN_FLIGHT = 500
 _SLICE = 10
 """Requests or routes in one piece of text."""
 
 StateOf = Callable[[Exchange], "tuple[int | None, tuple[str, str] | None]"]
 """The task id of a request in flight, and kind and detail of what it waits for."""
+
+
+class Failing(NamedTuple):
+    """A route that fails: of the ``count`` requests of the last minute ``failed``, with a 5xx or no answer.
+
+    ``all_of_late``: its last five requests all did.  ``error`` is that of the latest.
+    """
+
+    method: str
+    route: str
+    error: str
+    failed: int
+    count: int
+    all_of_late: bool
 
 
 class FlightRecorder:
@@ -51,42 +67,59 @@ class FlightRecorder:
 
     def flush(self, ended: Ended) -> None:
         """Sort in those that have ended since the last time."""
+        now = perf_counter()
         for (method, route, _, error), alike in ended.items():
             self.total += len(alike)
-            family = self._families.get((method, route)) or self._new_family((method, route))
-            family.add(alike, failed=error is not None)
+            family = self._families.get((method, route)) or self._new_family(method, route)
+            family.add(alike, now, has_error=error is not None)
 
-    def _new_family(self, key: tuple[str, str]) -> _Family:
-        if len(self._families) >= _MOST_FAMILIES:
-            key = OTHER, OTHER
-        return self._families.setdefault(key, _Family())
+    def _new_family(self, method: str, route: str) -> _Family:
+        return self._families.setdefault(self._key(method, route), _Family())
+
+    def _key(self, method: str, route: str) -> tuple[str, str]:
+        """Under what a request is remembered."""
+        key = method, route
+        return key if key in self._families or len(self._families) < _MOST_FAMILIES else (OTHER, OTHER)
 
     def overview(self, state_of: StateOf) -> Iterator[str]:
         """The document of ``/_tasks/requests`` as JSON, in pieces between which a loop can have a turn.
 
-        Works from any thread.
+        First the routes that took the most time, requests in flight included.  Works from any thread.
         """
-        flying, families = list(self._in_flight()), list(self._families.items())
-        by_family = Counter((exchange.method, exchange.route) for exchange in flying)
+        flying, families = list(self._in_flight()), dict(list(self._families.items()))
         flying.sort(key=lambda exchange: exchange.started)
+        so_far: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        now = perf_counter()
+        for exchange in flying:
+            so_far[self._key(exchange.method, exchange.route)].append(now - exchange.started)
+        for key in so_far:
+            families.setdefault(key, _Family())  # none has ended yet
         yield '{"in_flight":['
         shown = (_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT])
         yield from listed(map(encode, shown), _SLICE)
         yield '],"routes":['
+        by_time = sorted(families.items(), key=lambda item: -item[1].seconds - sum(so_far[item[0]]))
         routes = (
-            {"method": method, "route": route, "in_flight": by_family[method, route], **family.told()}
-            for (method, route), family in sorted(families, key=lambda item: -item[1].seconds)
+            {
+                "method": method,
+                "route": route,
+                "in_flight": len(so_far[method, route]),
+                "in_flight_seconds": round(sum(so_far[method, route]), 6),
+                **family.told(),
+            }
+            for (method, route), family in by_time
         )
         yield from listed(map(encode, routes), _SLICE)
         yield f'],"left_out":{max(0, len(flying) - _MOST_IN_FLIGHT)}}}'
 
-    def failing(self) -> Iterator[tuple[str, str, str]]:
-        """Method, route and error of those whose last requests have all failed, just now; in any thread."""
-        since = perf_counter() - _JUST_NOW
+    def failing(self) -> list[Failing]:
+        """The routes that fail just now, by number of failures; in any thread."""
+        now, found = perf_counter(), []
         for (method, route), family in list(self._families.items()):
-            recent = family.recent
-            if len(recent) == _KEPT and all(map(_is_failed, recent)) and _ended(recent[-1]) >= since:
-                yield method, route, str(recent[-1].error_type)
+            failing = family.failing(method, route, now)
+            if failing is not None:
+                found.append(failing)
+        return sorted(found, key=lambda failing: -failing.failed)
 
     def find(self, request_id: str, state_of: StateOf) -> dict[str, Any] | None:
         """The document of ``/_tasks/requests/{request_id}``, if it is known.
@@ -117,16 +150,25 @@ class _Family:
         self._fastest_kept = -1.0
         self._slowest: list[tuple[float, int, Exchange]] = []
         self._failed: list[Exchange] = []
-        self.recent: list[Exchange] = []
+        self._recent: list[Exchange] = []
+        self._last_minute: deque[_Slot] = deque(maxlen=int(_MINUTE / _SLOT))
+        self._last_failure: str | None = None
 
-    def add(self, alike: Sequence[Exchange], *, failed: bool) -> None:
-        """Keep the best of some requests that have ended alike."""
+    def add(self, alike: Sequence[Exchange], now: float, *, has_error: bool) -> None:
+        """Keep the best of some requests that have ended alike, just ``now``."""
         self._count += len(alike)
         self._busy += sum([exchange.busy for exchange in alike])
-        self.recent = _newest(self.recent, alike)
-        if failed:
+        self._recent = _newest(self._recent, alike)
+        if has_error:
             self._errors += len(alike)
             self._failed = _newest(self._failed, alike)
+        slots, last = self._last_minute, alike[-1]
+        if not slots or now - slots[-1].begun >= _SLOT:
+            slots.append(_Slot(now))
+        slots[-1].count += len(alike)
+        if _is_failed(last):
+            slots[-1].failed += len(alike)
+            self._last_failure = last.error_type
         for exchange in alike:
             if exchange.waiting or exchange.ready:
                 self._add_waits(exchange)
@@ -158,8 +200,18 @@ class _Family:
             heappushpop(self._slowest, kept)
             self._fastest_kept = self._slowest[0][0]
 
+    def failing(self, method: str, route: str, now: float) -> Failing | None:
+        """Whether it fails just ``now``, as the route it is of."""
+        slots = [slot for slot in list(self._last_minute) if now - slot.begun < _MINUTE]
+        failed, count = sum(slot.failed for slot in slots), sum(slot.count for slot in slots)
+        recent = self._recent
+        all_of_late = failed > 0 and len(recent) == _KEPT and all(map(_is_failed, recent))
+        if all_of_late or (failed >= _OFTEN and failed >= _SHARE * count):
+            return Failing(method, route, str(self._last_failure), failed, count, all_of_late)
+        return None
+
     def kept(self) -> Iterator[Exchange]:
-        yield from reversed(self.recent)
+        yield from reversed(self._recent)
         yield from reversed(self._failed)
         yield from (exchange for _, _, exchange in list(self._slowest))
 
@@ -175,8 +227,19 @@ class _Family:
             "waiting": _rounded(self._waiting),
             "slowest": [_brief(exchange) for _, _, exchange in slowest],
             "failed": [_brief(exchange) for exchange in reversed(self._failed)],
-            "recent": [_brief(exchange) for exchange in reversed(self.recent)],
+            "recent": [_brief(exchange) for exchange in reversed(self._recent)],
         }
+
+
+class _Slot:
+    """How many requests ended, and failed, in some seconds."""
+
+    __slots__ = ("begun", "count", "failed")
+
+    def __init__(self, begun: float) -> None:
+        self.begun = begun
+        self.count = 0
+        self.failed = 0
 
 
 def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:

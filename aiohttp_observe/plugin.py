@@ -223,7 +223,7 @@ class Observability:
             self._flush_in_time(stack)
             self._know_own_code(app)
             self._watch_loop(stack, loop)
-            self.documents.open(loop, self.monitor)
+            self.documents.open(loop, self.monitor, self.logs)
             stack.callback(self.documents.close)
             stack.callback(tell_left_out, at_once=True)
             stack.callback(self._tick_often(loop))

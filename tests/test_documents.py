@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
+import re
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import OBSERVABILITY, Metrics, setup_observability
+from aiohttp_observe import OBSERVABILITY, Logs, Metrics, setup_observability
 from aiohttp_observe.documents import Documents
 from aiohttp_observe.exchange import Exchange, Scope
 from aiohttp_observe.incidents import Block, Cause
@@ -131,6 +134,34 @@ async def test_a_loop_that_is_always_busy_is_told() -> None:
     assert finding.sentence == (
         "the loop has been busy for 98% of the time, and all else waits: /_tasks/profile shows with what"
     )
+
+
+async def test_a_log_that_nobody_reads_is_told() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w", closefd=False) as stream:
+        app = web.Application()
+        logs = Logs(stream=stream, replace=True)
+        setup_observability(app, metrics=Metrics(registry=CollectorRegistry()), logs=logs)
+        async with serving(app):
+            shown = app[OBSERVABILITY].documents
+            for _ in range(50):
+                logging.getLogger("shop").info("x" * 10_000)
+            assert shown.snapshot().verdict == ()
+            await until(lambda: bool(shown.snapshot().verdict), "the finding")
+            (told,) = shown.snapshot().verdict
+            assert re.fullmatch(
+                r"log lines aren't written: for \d s whoever reads the log has taken none, and 5\d wait", told
+            )
+            os.set_blocking(reading, False)
+
+            def is_over() -> bool:
+                with suppress(BlockingIOError):
+                    os.read(reading, 2**20)
+                return not shown.snapshot().verdict
+
+            await until(is_over, "its end")
+        os.close(writing)
+    os.close(reading)
 
 
 async def test_one_that_no_request_caused_names_the_task() -> None:

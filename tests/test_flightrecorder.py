@@ -21,7 +21,7 @@ from aiohttp_observe import (
     spawn,
 )
 from aiohttp_observe.exchange import Scope
-from aiohttp_observe.flightrecorder import FlightRecorder
+from aiohttp_observe.flightrecorder import Failing, FlightRecorder
 from aiohttp_observe.middleware import Recorder
 
 from .service import Service, serving, until
@@ -53,7 +53,12 @@ def application(registry: CollectorRegistry, **pillars: Any) -> web.Application:
             raise LookupError
         return web.Response()
 
-    for handler in (hello, crash, slow, stuck, steps):
+    async def sometimes(request: web.Request) -> web.Response:
+        if request.query.get("fails"):
+            raise LookupError
+        return web.Response()
+
+    for handler in (hello, crash, slow, stuck, steps, sometimes):
         app.router.add_get(f"/{handler.__name__}", handler)
     setup_observability(app, metrics=Metrics(registry=registry), logs=Logs(), **pillars)
     return app
@@ -122,6 +127,23 @@ async def test_those_in_flight_say_what_they_wait_for(registry: CollectorRegistr
         assert whole["in_flight"] is True
         assert whole["status"] is None
         await stuck
+
+
+async def test_a_route_of_which_none_has_ended_comes_first_once_it_takes_longest(
+    registry: CollectorRegistry,
+) -> None:
+    app = application(registry)
+    async with serving(app) as service:
+        await service.get("/slow")
+        stuck = [asyncio.ensure_future(service.get("/stuck")) for _ in range(2)]
+        await until(lambda: len(app[OBSERVABILITY].recorder.in_flight) == 2, "both")
+        await asyncio.sleep(0.1)
+        first, second, *_ = (await overview(service))["routes"]
+        assert (first["route"], first["in_flight"], first["count"]) == ("/stuck", 2, 0)
+        assert 0.2 <= first["in_flight_seconds"] < 5
+        assert first["seconds"] == 0
+        assert (second["route"], second["in_flight"], second["in_flight_seconds"]) == ("/slow", 0, 0)
+        await asyncio.gather(*stuck)
 
 
 async def test_the_steps_of_a_request_are_told_in_their_order(registry: CollectorRegistry) -> None:
@@ -238,6 +260,38 @@ async def test_a_route_whose_last_requests_have_all_failed_stands_out(registry: 
         assert await verdict(service) == [
             "GET /crash fails: the last requests all did, the latest with LookupError"
         ]
+
+
+def minute(failed: int, of: int, *, last: int) -> list[Failing]:
+    """What is told of a route of whose requests some failed, all but the ``last``."""
+    kept = FlightRecorder(list)
+    for status, error, number in ((200, None, of - failed - last), (503, "503", failed), (200, None, last)):
+        alike = [ended(number) for number in range(number)]
+        for exchange in alike:
+            exchange.status, exchange.error_type = status, error
+        if alike:
+            kept.flush({("GET", "/orders", status, error): alike})
+    return kept.failing()
+
+
+def test_so_does_one_of_whose_requests_a_part_fails() -> None:
+    assert minute(4, of=80, last=5) == []
+    assert minute(5, of=101, last=5) == []
+    assert minute(5, of=100, last=5) == [Failing("GET", "/orders", "503", 5, 100, all_of_late=False)]
+
+
+async def test_that_is_told_with_its_share(registry: CollectorRegistry) -> None:
+    app = application(registry)
+    async with serving(app) as service:
+        for _ in range(6):
+            await service.get("/sometimes?fails=yes")
+        for _ in range(9):
+            await service.get("/sometimes")
+        assert await verdict(service) == [
+            "GET /sometimes failed 6 of 15 times in the last minute, the latest with LookupError"
+        ]
+        (finding,) = app[OBSERVABILITY].snapshot().findings
+    assert finding.kind == "failing"
 
 
 async def test_so_does_a_worker_that_fails_again_and_again(registry: CollectorRegistry) -> None:

@@ -134,6 +134,12 @@ class ServerLogs:
             await handler.writer.close(_FLUSH_SECONDS)
             handler.close()
 
+    def backlog(self) -> tuple[float, int]:
+        """For how many seconds the log's stream has been taking nothing, and how many lines wait for it."""
+        installed = _process.installed
+        handler = None if installed is None else installed.handler
+        return (0.0, 0) if handler is None else handler.writer.backlog()
+
     def _make(self) -> _Installed:
         root = logging.getLogger()
         if root.handlers and not self._options.replace:

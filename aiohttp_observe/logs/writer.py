@@ -75,6 +75,7 @@ class Writer:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._starting = Lock()
+        self._writing: tuple[float, int] | None = None
 
     def put(self, lines: Sequence[Any]) -> None:
         """Render and queue the plain data of lines; drop those for which the queue has no room.
@@ -89,6 +90,11 @@ class Writer:
             self.dropped(len(lines) - room)
         if self._thread is None and room:
             self._start()
+
+    def backlog(self) -> tuple[float, int]:
+        """For how many seconds the stream hasn't taken what it is given, and how many lines aren't written."""
+        since, lines = self._writing or (monotonic(), 0)
+        return monotonic() - since, lines + self._waiting.qsize()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was put in is written, ``timeout`` seconds at most."""
@@ -135,7 +141,9 @@ class Writer:
             batch = [first, *_take(self._waiting, _BATCH)]
             lines = _lines_of(batch)
             if lines:
+                self._writing = monotonic(), len(lines)
                 self._write(lines)
+                self._writing = None
             if len(lines) < len(batch):
                 for item in batch:
                     if type(item) is LockType and item.locked():

@@ -162,8 +162,8 @@ class Finding:
     """One sentence of the verdict, and its evidence: tasks, a resource, a line.
 
     ``kind`` is ``blocked``, ``deadlock``, ``held``, ``executor``, ``crowd``, ``failed`` or ``leak``; the
-    documents of an application add ``worker``, ``failing``, ``abandoned``, ``busy``, and ``blocked`` for
-    what is over: see docs/warnings.rst.
+    documents of an application add ``worker``, ``failing``, ``abandoned``, ``busy``, ``log``, and ``blocked``
+    for what is over: see docs/warnings.rst.
     """
 
     sentence: str

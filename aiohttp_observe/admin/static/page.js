@@ -37,7 +37,7 @@ function drawVerdict({ findings }) {
       type: "button",
       title: finding.sentence,
       className: `finding ${finding.kind}`,
-      ...(["worker", "failed", "busy"].includes(finding.kind) && { disabled: "" }), // the evidence is elsewhere
+      ...(["worker", "failed", "busy", "log"].includes(finding.kind) && { disabled: "" }), // the evidence is elsewhere
       "data-key": finding.sentence.replace(/[\d.]+/g, "#"),
       on: { click: () => follow(finding) },
     }, element("span", { text: finding.sentence }))),

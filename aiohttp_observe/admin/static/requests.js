@@ -38,7 +38,7 @@ function family(route) {
   return element(
     "tr",
     { className: aside(route) },
-    element("td", {}, element("span", { text: `${route.method} ${route.route}`, className: "where" }), route.in_flight > 0 && element("small", { text: `${count(route.in_flight)} in flight` })),
+    element("td", {}, element("span", { text: `${route.method} ${route.route}`, className: "where" }), route.in_flight > 0 && element("small", { text: `${count(route.in_flight)} in flight, ${duration(route.in_flight_seconds)} so far` })),
     number(count(route.count)),
     cell(route.errors ? count(route.errors) : "", "number bad"),
     number(mean),
