@@ -42,7 +42,8 @@ def findings(
     """At most ten sentences, worst first.
 
     ``left`` are the requests in flight whose client has left, ``history`` the points of the last
-    minutes, ``backlog`` for how many seconds the log's stream has taken nothing, and how many lines wait for it.
+    minutes, ``backlog`` for how many seconds the log's stream has taken nothing, and how many lines
+    wait for it.
     """
     found = [
         *_was_blocked(incidents.worst_block()),

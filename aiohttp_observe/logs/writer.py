@@ -92,7 +92,7 @@ class Writer:
             self._start()
 
     def backlog(self) -> tuple[float, int]:
-        """For how many seconds the stream hasn't taken what it is given, and how many lines aren't written."""
+        """For how many seconds the stream hasn't taken what it is given, and how many lines wait."""
         since, lines = self._writing or (monotonic(), 0)
         return monotonic() - since, lines + self._waiting.qsize()
 
