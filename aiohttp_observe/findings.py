@@ -122,7 +122,7 @@ def _failing_routes(failing: Iterable[Failing]) -> Iterator[Finding]:
         if route.all_of_late:
             how = "fails: the last requests all did"
         else:
-            how = f"failed {route.failed} of {route.count} times in the last minute"
+            how = f"failed {route.failed} of {route.total} times in the last minute"
         yield Finding(f"{route.method} {route.route} {how}, the latest with {route.error}", "failing")
 
 

@@ -41,7 +41,7 @@ StateOf = Callable[[Exchange], "tuple[int | None, tuple[str, str] | None]"]
 
 
 class Failing(NamedTuple):
-    """A route that fails: of the ``count`` requests of the last minute ``failed``, with a 5xx or no answer.
+    """A route that fails: of the ``total`` requests of the last minute ``failed``, with a 5xx or no answer.
 
     ``all_of_late``: its last five requests all did.  ``error`` is that of the latest.
     """
@@ -50,7 +50,7 @@ class Failing(NamedTuple):
     route: str
     error: str
     failed: int
-    count: int
+    total: int
     all_of_late: bool
 
 
