@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import OBSERVABILITY, Logs, Metrics, setup_observability
+from aiohttp_observe import CLIENT_SESSION, OBSERVABILITY, Logs, Metrics, setup_observability
 from aiohttp_observe.documents import Documents
 from aiohttp_observe.exchange import Exchange, Scope
 from aiohttp_observe.incidents import Block, Cause
@@ -162,6 +162,33 @@ async def test_a_log_that_nobody_reads_is_told() -> None:
             await until(is_over, "its end")
         os.close(writing)
     os.close(reading)
+
+
+async def test_a_crowd_at_an_upstream_names_the_call(registry: CollectorRegistry) -> None:
+    async def front(request: web.Request) -> web.Response:
+        async with request.app[CLIENT_SESSION].get(request.query["of"]) as response:
+            return web.Response(text=await response.text())
+
+    async def silent(request: web.Request) -> web.Response:
+        await until(lambda: request.transport is None, "the client to leave")
+        return web.Response()
+
+    app, upstream = web.Application(), web.Application()
+    app.router.add_get("/", front)
+    upstream.router.add_get("/stock", silent)
+    setup_observability(app, metrics=Metrics(registry=registry))
+    async with serving(upstream) as stock, serving(app) as service:
+        callers = [asyncio.ensure_future(service.get(f"/?of={stock.url('/stock')}")) for _ in range(12)]
+        shown = app[OBSERVABILITY].documents
+        await until(lambda: bool(shown.snapshot().verdict), "the finding")
+        (told,) = shown.snapshot().verdict
+        for caller in callers:
+            caller.cancel()
+    assert re.fullmatch(
+        r"12 of 12 requests wait for ClientSession\.request → ClientResponse\.start \(GET 127\.0\.0\.1\) "
+        r"at test_documents\.py:\d+, the oldest for .*",
+        told,
+    )
 
 
 async def test_one_that_no_request_caused_names_the_task() -> None:

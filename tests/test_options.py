@@ -79,6 +79,12 @@ def test_every_option_is_checked(kind: Any, name: str) -> None:
         (Logs, {"queue_size": 0}, ValueError, "takes a whole number of lines above 0, got 0"),
         (Tracing, {"provider": "otlp"}, TypeError, "takes TracerProvider or None, got 'otlp' (str)"),
         (Tracing, {"provider": TracerProvider}, TypeError, "takes TracerProvider or None"),
+        (
+            Tracing,
+            {"service_name": "shop", "provider": TracerProvider()},
+            ValueError,
+            "goes without a provider: yours has the name already",
+        ),
         (Failures, {"shutdown_timeout": 0}, ValueError, "takes a number of seconds above 0, got 0"),
         (Failures, {"shutdown_timeout": math.nan}, ValueError, "takes a number of seconds above 0, got nan"),
         (Failures, {"shutdown_timeout": math.inf}, ValueError, "takes a number of seconds above 0, got inf"),
@@ -93,7 +99,7 @@ def test_every_option_is_checked(kind: Any, name: str) -> None:
 def test_what_is_wrong_is_said(kind: Any, options: dict[str, Any], error: type, words: str) -> None:
     with pytest.raises(error) as caught:
         kind(**options)
-    (name,) = options
+    name, *_ = options
     assert str(caught.value).startswith(f"{kind.__name__}({name}=...) ")
     assert words in str(caught.value)
 
