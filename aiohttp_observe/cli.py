@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import PurePath
+from io import TextIOWrapper
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -30,9 +30,10 @@ _NO_CONSOLE = (
 )
 _CLEAR = "\x1b[H\x1b[2J"
 _in_library = re.compile(
-    r"/(site-packages|dist-packages|python3\.\d+|asyncio|aiohttp_observe)/|^<frozen"
+    r"[/\\](site-packages|dist-packages|python3\.\d+|asyncio|aiohttp_observe)[/\\]|\\Lib\\|^<frozen"
 ).search
 """Guessed from the path, as on the page: only the service knows where its Python is."""
+_separator = re.compile(r"[/\\]")
 _LONGEST_LINE = 2**26
 _WIDEST = 44
 _NARROWEST = 8
@@ -46,6 +47,9 @@ Command = Callable[["Remote", argparse.Namespace], Awaitable[None]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status: 0, or 1 if the console can't be read."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # its encoding may lack our arrows: that of Windows' files does
+            stream.reconfigure(errors="replace")
     try:
         asyncio.run(_run(options))
         sys.stdout.flush()  # here, where a reader that has left is no trouble, and not at exit
@@ -347,7 +351,9 @@ def _where(frames: Sequence[dict[str, Any] | None]) -> str:
     known = [frame for frame in frames if frame is not None]
     own = (frame for frame in known if not _in_library(frame["file"]))
     frame = next(own, known[0] if known else None)
-    return "" if frame is None else f"{PurePath(frame['file']).name}:{frame['line']} {frame['function']}"
+    if frame is None:
+        return ""
+    return f"{_separator.split(frame['file'])[-1]}:{frame['line']} {frame['function']}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -30,7 +30,8 @@ def reset_after_fork(thing: Forked) -> None:
 
 @cache
 def _register() -> None:
-    os.register_at_fork(after_in_child=_begin_all_anew)
+    if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+        os.register_at_fork(after_in_child=_begin_all_anew)
 
 
 def _begin_all_anew() -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from . import inventory, shop
 from .serving import serving
@@ -80,7 +80,8 @@ async def asked_to_stop() -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        with suppress(NotImplementedError):  # on Windows, where an interrupt ends all the same
+            loop.add_signal_handler(number, stop.set)
     await stop.wait()
 
 

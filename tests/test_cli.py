@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 import subprocess
@@ -311,6 +312,8 @@ async def test_the_services_own_port_is_where_it_looks_unless_told(
         "/usr/lib64/python3.13/asyncio/locks.py",
         "/srv/venv/lib/python3.11/site-packages/asyncpg/pool.py",
         "/usr/lib/python3/dist-packages/redis/client.py",
+        "C:\\Python312\\Lib\\asyncio\\tasks.py",
+        "C:\\Python312\\Lib\\contextlib.py",
         "<frozen importlib._bootstrap>",
     ],
 )
@@ -320,13 +323,28 @@ def test_a_line_of_the_service_is_named_before_any_of_a_library(library: str) ->
         {"file": "/srv/shop/db.py", "line": 31, "function": "load"},
     ]
     assert _where(frames) == "db.py:31 load"
-    assert _where(frames[:1]).endswith(":210 inner")
+    name = re.split(r"[/\\]", library)[-1]
+    assert _where(frames[:1]) == f"{name}:210 inner"
 
 
 def test_a_port_that_only_the_service_knows_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIOHTTP_OBSERVE_URL", raising=False)
     monkeypatch.setenv("AIOHTTP_OBSERVE_ADMIN_PORT", "0")
     assert _default_url() == "http://127.0.0.1:8080/_tasks"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+async def test_a_terminal_that_lacks_our_arrows_gets_the_rest(encoding: str) -> None:
+    async with service() as served:
+        command = [sys.executable, "-m", "aiohttp_observe.cli", "--url", served.url("/_tasks"), "tree"]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        pipe = subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment
+        )
+        told, errors = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, errors) == (0, b"")
+    assert b"refresh-cache" in told
 
 
 async def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:

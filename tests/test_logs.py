@@ -957,7 +957,8 @@ async def test_a_stream_that_is_not_utf_8_gets_escapes() -> None:
     )
     async with serving(app) as service:
         await service.get("/work")
-    assert b"tea \\U0001fad6" in raw.getvalue()
+    assert b"tea \\ud83e\\uded6" in raw.getvalue()
+    assert json.loads(raw.getvalue().splitlines()[0])["message"] == "tea 🫖"
 
 
 class Tee:

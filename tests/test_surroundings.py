@@ -401,6 +401,50 @@ def test_no_two_requests_have_the_same_id_though_workers_are_forked_and_random_i
     assert len(set(done.stdout.split())) == 2 * (2 + 3 * 2)
 
 
+WITHOUT = """
+import asyncio, os, sys, time
+from aiohttp import web
+
+def refuse(*arguments):
+    raise OSError(22, "Invalid argument")
+
+del os.register_at_fork, os.fork, time.pthread_getcpuclockid
+sys.modules["resource"] = None
+os.fchmod = refuse
+
+from aiohttp_observe import Admin, LoopWatch, setup_observability
+from tests.service import serving
+
+async def block(request):
+    time.sleep(0.2)
+    return web.Response()
+
+async def main(app):
+    async with serving(app) as service:
+        assert (await service.get("/")).status == 200
+        await asyncio.sleep(0.1)
+        for path in ("/metrics", "/_tasks", "/_tasks/incidents", "/_tasks/requests", "/_tasks/tree"):
+            answer = await service.get(path)
+            assert answer.status == 200, path
+            print(answer.text)
+
+app = web.Application()
+app.router.add_get("/", block)
+setup_observability(app, admin=Admin(unix_socket=sys.argv[1]), loop_watch=LoopWatch(threshold=0.05))
+asyncio.run(main(app))
+"""
+
+
+def test_what_only_some_systems_have_is_done_without(tmp_path: Path) -> None:
+    """As on Windows, which has no forks, and on macOS, which has no mode of a socket that is open."""
+    path = tmp_path / "console.sock"
+    done = run_python(WITHOUT, str(path))
+    assert done.returncode == 0, done.stderr
+    assert f"task console at {path}" in done.stdout
+    assert '"function":"block"' in done.stdout.replace(" ", "")
+    assert "asyncio_loop_utilization_ratio " in done.stdout
+
+
 # The clock
 
 

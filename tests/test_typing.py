@@ -145,7 +145,7 @@ WRONG = {
     'LoopWatch(threshold="1")': "arg-type",
     "timed(1)": "arg-type",
     'timed("1", bas=2)': "call-arg",
-    "timeit(len)": "arg-type",
+    "timeit(len)": "type-var",
     'spawn(coroutine(), trace="sideways")': "call-overload",
     "spawn(coroutine)": "call-overload",
     'spawn(coroutine(), restart="always")': "call-overload",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import json
 import logging
 import os
+import re
 import selectors
 import sys
 import threading
@@ -28,6 +30,7 @@ _BATCH_DELAY = 0.02
 """Seconds a first line waits for company: one wake-up and one write for many lines."""
 _BATCH = 500
 _CHILD_FLUSH_SECONDS = 2.0
+_beyond_ascii = re.compile(r"[^\x00-\x7f]+")
 
 
 def _flush_at_end_of_child(writer: Writer) -> None:
@@ -190,9 +193,19 @@ def _lines_of(items: list[Any]) -> list[Any]:
 
 
 def _encoded(stream: TextIO, data: bytes) -> bytes:
-    """UTF-8 as the stream has it; what its encoding lacks is escaped."""
+    """UTF-8 as the stream has it; where its encoding lacks some, escaped as in JSON."""
     encoding = _encoding(stream)
-    return data if encoding == "utf-8" else data.decode().encode(encoding, "backslashreplace")
+    if encoding == "utf-8":
+        return data
+    text = data.decode()
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError:
+        return _beyond_ascii.sub(_escaped, text).encode(encoding)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def _encoding(stream: TextIO) -> str:

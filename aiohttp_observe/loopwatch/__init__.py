@@ -10,6 +10,7 @@ one, it costs next to nothing while all is well, and any loop implementation wil
 ``watchdog``    the thread that looks while the pulse is overdue
 ``samples``     what was seen at the looks at one block
 ``thread``      the loop's thread, seen from another one
+``usage``       how much of the time that thread is on a CPU
 ``clocks``      what tells causes apart: CPU clocks and the time of garbage collections
 ``throttling``  the time for which a container got no CPU
 ``cause``       the rules by which a block is explained

@@ -19,8 +19,9 @@ __all__ = ["Late", "Pulse"]
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.005, 0.05
 """Seconds between beats of the pulse, however short or long the threshold is."""
-_STALL = 0.002
-"""Lag in seconds from which on a loop counts as stalled: uvloop's timers count in whole milliseconds."""
+_STALL = 0.002 if sys.platform != "win32" else 0.02
+"""Lag in seconds from which on a loop counts as stalled: uvloop's timers count in whole milliseconds,
+those of Windows in ticks of 15.6 ms."""
 _AFTERMATH = 0.005
 """Seconds after a stall in which the callbacks still run that were kept waiting by it."""
 

@@ -6,12 +6,10 @@ import asyncio
 import dis
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
 
@@ -30,12 +28,10 @@ from ..tasks import (
 from . import pulse
 from .clocks import COLLECTIONS
 
-__all__ = ["DEEPEST", "LoopThread", "Sample", "Usage", "out_of_sight"]
+__all__ = ["DEEPEST", "LoopThread", "Sample", "out_of_sight"]
 
 DEEPEST = 50
 """Frames of a stack that are kept, the innermost ones."""
-_WINDOW = 10
-"""Seconds that utilization looks back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +96,6 @@ class LoopThread:
             return None
         task = _current_task(self._loop)
         return _sample(stack, task, None if task is None else exchange_of(task), _is_in_call(frame))
-
-
-class Usage:
-    """How much of the time a thread is on a CPU."""
-
-    def __init__(self, thread: LoopThread) -> None:
-        self._thread = thread
-        self._noted = deque([(perf_counter(), thread.cpu_seconds())], maxlen=_WINDOW)
-
-    def note(self, now: float, cpu: float) -> None:
-        if now - self._noted[-1][0] >= 1.0:
-            self._noted.append((now, cpu))
-
-    def share(self) -> float | None:
-        since, before = self._noted[0]
-        elapsed = perf_counter() - since
-        if self._thread.clock is None or elapsed <= 0:
-            return None
-        return min(max((self._thread.cpu_seconds() - before) / elapsed, 0.0), 1.0)
 
 
 def _cpu_clock(ident: int) -> Callable[[], float] | None:

@@ -13,7 +13,8 @@ from ..tasks import Blocked, LoopState
 from .clocks import COLLECTIONS
 from .pulse import Late, Pulse
 from .reporting import BlockListener, inform
-from .thread import LoopThread, Usage
+from .thread import LoopThread
+from .usage import Usage
 from .watchdog import Watchdog
 
 __all__ = ["LoopMonitor", "LoopWatch"]
@@ -82,11 +83,10 @@ class LoopMonitor:
         """Seconds by which the last beat was late."""
         return self._watch.pulse.lag
 
-    def utilization(self) -> float | None:
+    def utilization(self) -> float:
         """Share of the last 10 s that the loop's thread was on a CPU, 0 to 1.
 
-        A thread that sleeps is not: blocking calls show as blocked seconds instead.  ``None``
-        where threads have no CPU clock (macOS).
+        A thread that sleeps is not: blocking calls show as blocked seconds instead.
         """
         return self._watch.usage.share()
 
@@ -98,7 +98,7 @@ class LoopMonitor:
         """All three, as the task console shows them; while the loop is blocked it lags by that."""
         blocked = self.blocked_now()
         lag = self.lag if blocked is None else max(self.lag, blocked.seconds)
-        return LoopState(lag, self.utilization() or 0.0, blocked)
+        return LoopState(lag, self.utilization(), blocked)
 
     def close(self) -> None:
         """Stop watching for this application; call it in the loop's thread.
@@ -122,8 +122,8 @@ class _Watch:
         self._threshold = threshold
         self._shares: list[_Share] = []
         self._thread = LoopThread(loop)
-        self.usage = Usage(self._thread)
         self.pulse = Pulse(loop, threshold, self._hear)
+        self.usage = Usage(self._thread, self.pulse)
         self._watchdog = Watchdog(self._thread, self.usage, self.pulse, threshold, self._forget)
         COLLECTIONS.enter(self)
 

@@ -18,8 +18,9 @@ from .clocks import COLLECTIONS, ClockReading
 from .pulse import Late, Pulse
 from .reporting import BlockListener, inform, log_block, logger, report
 from .samples import Samples
-from .thread import DEEPEST, LoopThread, Sample, Usage, out_of_sight
+from .thread import DEEPEST, LoopThread, Sample, out_of_sight
 from .throttling import Throttling
+from .usage import Usage
 
 __all__ = ["Watchdog"]
 
@@ -169,7 +170,7 @@ class Watchdog:
         """
         cpu = self._loop_thread.cpu_seconds()
         used, self._cpu = cpu - self._cpu, cpu
-        self._usage.note(now, cpu)
+        self._usage.note(now)
         late = now - self._planned
         if late < self._threshold / 4:
             return 0.0

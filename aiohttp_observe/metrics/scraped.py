@@ -11,7 +11,7 @@ __all__ = ["AtScrape", "TaskCounts", "Utilization"]
 
 TaskCounts = Callable[[], Iterable[tuple[str, str, int]]]
 """Returns (state, wait kind or "", number of tasks); called in the scraping thread."""
-Utilization = Callable[[], "float | None"]
+Utilization = Callable[[], float]
 
 
 class AtScrape(Collector):
@@ -43,7 +43,7 @@ class AtScrape(Collector):
         for labels, total in totals.items():
             family.add_metric(labels, total)
         yield family
-        ratios = [ratio for read in list(self.utilization) if (ratio := read()) is not None]
+        ratios = [read() for read in list(self.utilization)]
         utilization = self._utilization_family()
         if ratios:  # a process with several loops is as busy as its busiest
             utilization.add_metric((), max(ratios))

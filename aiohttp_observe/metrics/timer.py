@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from inspect import iscoroutinefunction
-from typing import Any, Final, ParamSpec, TypeVar, overload
+from typing import Any, Final, TypeVar, cast, overload
 
 from prometheus_async.aio import time as time_awaitable
 from prometheus_client import REGISTRY
@@ -19,8 +19,8 @@ from .instruments import instruments_of
 
 __all__ = ["timeit"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 logger = logging.getLogger("aiohttp_observe")
 
@@ -59,15 +59,12 @@ def _metrics_of_the_process() -> Meter:
         return Meter()
 
 
-_Timeable = Callable[P, Coroutine[Any, Any, T]]
+@overload
+def timeit(function: F, /) -> F: ...
 
 
 @overload
-def timeit(function: _Timeable[P, T], /) -> _Timeable[P, T]: ...
-
-
-@overload
-def timeit(*, name: str | None = None) -> Callable[[_Timeable[P, T]], _Timeable[P, T]]: ...
+def timeit(*, name: str | None = None) -> Callable[[F], F]: ...
 
 
 def timeit(function: Any = None, /, *, name: str | None = None) -> Any:
@@ -88,7 +85,7 @@ def timeit(function: Any = None, /, *, name: str | None = None) -> Any:
     return _timed(function, name=name)
 
 
-def _timed(function: _Timeable[P, T], *, name: str | None) -> _Timeable[P, T]:
+def _timed(function: F, *, name: str | None) -> F:
     if not iscoroutinefunction(function):
         raise TypeError(
             f"@timeit takes a coroutine function, got {function!r}: write 'async def', "
@@ -97,8 +94,8 @@ def _timed(function: _Timeable[P, T], *, name: str | None) -> _Timeable[P, T]:
     label: Final = name or qualified_name(function)
 
     @functools.wraps(function)
-    async def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def timed(*args: Any, **kwargs: Any) -> Any:
         outcome = _Outcome(label)
         return await time_awaitable(outcome, outcome.watch(function(*args, **kwargs)))
 
-    return timed
+    return cast(F, timed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -16,11 +18,17 @@ __all__ = ["Places", "count_as_own", "is_library", "line_to_name", "place_of", "
 
 _INSIDE = (
     "<frozen ",
-    f"{sysconfig.get_path('stdlib')}/",
-    f"{sysconfig.get_path('platstdlib')}/",
-    f"{PurePath(__file__).parent.parent}/",
+    *(
+        os.path.join(os.path.normcase(folder), "")
+        for folder in (
+            sysconfig.get_path("stdlib"),
+            sysconfig.get_path("platstdlib"),
+            PurePath(asyncio.__file__).parent.parent,  # where the way to those is by a link
+            PurePath(__file__).parent.parent,
+        )
+    ),
 )
-_INSTALLED = ("/site-packages/", "/dist-packages/")
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _NOBODYS_OWN = ("aiohttp", __name__.partition(".")[0])
 _own: set[str] = set()
 """Folders of installed packages, and files of installed modules, that are the service's."""
@@ -72,7 +80,7 @@ def raised_in(exc: BaseException | None) -> Frame | None:
 def is_library(file: str) -> bool:
     """Whether code isn't the service's own: the standard library's, an installed package's or ours."""
     if file[:1] not in "/<":
-        file = _file_of_compiled(file)
+        file = os.path.normcase(_file_of_compiled(file))
     is_installed = file.startswith(_INSIDE) or any(folder in file for folder in _INSTALLED)
     return is_installed and not file.startswith(tuple(_own))
 
@@ -91,5 +99,5 @@ def count_as_own(module: str) -> None:
     names = accumulate(parts, "{}.{}".format)  # a namespace's own has no file
     files = (getattr(sys.modules.get(name), "__file__", None) for name in names)
     file = next(filter(None, files), "")
-    if any(folder in file for folder in _INSTALLED):
-        _own.add(file.removesuffix("__init__.py"))
+    if any(folder in os.path.normcase(file) for folder in _INSTALLED):
+        _own.add(os.path.normcase(file.removesuffix("__init__.py")))

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
@@ -47,7 +48,7 @@ _WAIT_FOR = asyncio.wait_for.__code__
 _RUNS_THE_LOOP = (asyncio.events.__file__, asyncio.runners.__file__)
 """Files between the code that made a task and the code that started the loop."""
 
-_SERVER = "/aiohttp/web_protocol.py"
+_SERVER = ("aiohttp", "web_protocol.py")
 _MOST_FILES = 10_000
 
 _numbers = itertools.count(1)
@@ -170,7 +171,8 @@ def _note_file(packages: dict[str, bool], file: str) -> bool:
 
     Not so aiohttp's server, which nobody has called.
     """
-    installed = is_library(file) and file not in _RUNS_THE_LOOP and not file.endswith(_SERVER)
+    is_servers = file in _RUNS_THE_LOOP or PurePath(file).parts[-2:] == _SERVER
+    installed = is_library(file) and not is_servers
     if len(packages) < _MOST_FILES:
         packages[file] = installed
     return installed

@@ -203,6 +203,8 @@ stream      asyncio.streams          StreamReader           read readline readex
 stream      asyncio.streams          StreamWriter           drain wait_closed start_tls
 stream      asyncio.selector_events  BaseSelectorEventLoop  sock_recv sock_recv_into sock_sendall sock_accept
 stream      asyncio.selector_events  BaseSelectorEventLoop  sock_recvfrom sock_recvfrom_into sock_sendto
+stream      asyncio.proactor_events  BaseProactorEventLoop  sock_recv sock_recv_into sock_sendall sock_accept
+stream      asyncio.proactor_events  BaseProactorEventLoop  sock_recvfrom sock_recvfrom_into sock_sendto
 stream      uvloop.loop              Loop                   sock_recv sock_recv_into sock_sendall sock_accept
 stream      uvloop.loop              Loop                   sock_recvfrom sock_recvfrom_into sock_sendto
 connect     asyncio.streams          -                      open_connection open_unix_connection
@@ -210,6 +212,7 @@ connect     asyncio.base_events      BaseEventLoop          create_connection st
 connect     asyncio.base_events      BaseEventLoop          create_datagram_endpoint
 connect     asyncio.unix_events      _UnixSelectorEventLoop create_unix_connection
 connect     asyncio.selector_events  BaseSelectorEventLoop  sock_connect
+connect     asyncio.proactor_events  BaseProactorEventLoop  sock_connect
 connect     uvloop.loop              Loop                   create_connection create_unix_connection
 connect     uvloop.loop              Loop                   create_datagram_endpoint start_tls sock_connect
 dns         asyncio.base_events      BaseEventLoop          getaddrinfo getnameinfo

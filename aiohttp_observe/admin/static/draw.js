@@ -71,8 +71,8 @@ export const ends = (id) => (id.length > 16 ? `${id.slice(0, 6)}…${id.slice(-6
 // Requests that this console itself makes.
 export const isOurs = (route) => route === base || route.startsWith(`${base}/`);
 
-const fileName = (path) => path.split("/").slice(-2).join("/");
-const isLibrary = ({ file }) => /\/(site-packages|dist-packages|python3\.\d+|asyncio|aiohttp_observe)\/|^<frozen/.test(file);
+const fileName = (path) => path.split(/[/\\]/).slice(-2).join("/");
+const isLibrary = ({ file }) => /[/\\](site-packages|dist-packages|python3\.\d+|asyncio|aiohttp_observe)[/\\]|\\Lib\\|^<frozen/.test(file);
 
 export const place = (frame) => (frame ? `${fileName(frame.file)}:${frame.line} ${frame.function}` : "");
 export const ownFrame = (frames) => frames.find((frame) => !isLibrary(frame)) ?? frames[0] ?? null;
