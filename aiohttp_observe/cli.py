@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
+from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -91,8 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     profile = commands.add_parser(
         "profile", help="collapsed stacks of the loop's thread, for flame graphs", parents=[where]
     )
-    profile.add_argument("seconds", nargs="?", type=float, default=5.0)
+    profile.add_argument("seconds", nargs="?", type=_seconds, default=5.0)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not isfinite(seconds):
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # argparse's message tells it
 
 
 def _place() -> argparse.ArgumentParser:

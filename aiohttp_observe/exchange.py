@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
 __all__ = [
+    "CLIENT_DISCONNECTED",
     "CURRENT",
     "FIELDS",
     "MALFORMED",
@@ -70,6 +71,8 @@ UNMATCHED = "_unmatched"
 """The route of a request for which there is none."""
 MALFORMED = "_malformed"
 """The route of a request that the parser refused."""
+CLIENT_DISCONNECTED = "client_disconnected"
+"""The error of one whose client has left."""
 
 _MOST_STEPS = 50
 

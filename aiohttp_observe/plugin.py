@@ -295,7 +295,7 @@ class Observability:
     def _watch_loop(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
         pillars, meter = self._pillars, self.scope.meter
         if pillars.failures is not None:
-            self.failures = pillars.failures.install(loop, meter, self.incidents)
+            self.failures = pillars.failures.install(loop, self.scope, self.incidents)
             stack.callback(self._stop_hearing, self.failures)
         if pillars.tasks is not None:
             stack.callback(pillars.tasks.install(loop).uninstall)

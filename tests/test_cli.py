@@ -114,6 +114,15 @@ async def test_a_filter_that_cannot_be_is_told_in_words(
     assert re.search(rf"{option}=\.\.\.\) takes .*, got '?{value}'?\n$", told.err)
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan", "soon"])
+def test_a_time_that_cannot_be_is_told_in_words(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["profile", seconds])
+    assert capsys.readouterr().err.endswith(
+        f"argument seconds: invalid number of seconds value: '{seconds}'\n"
+    )
+
+
 async def test_no_name_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     async with service("\x1b[2J\x07evil\n\u2028\u202eline") as served:
         await said(served, "ps")

@@ -27,7 +27,7 @@ from aiohttp_observe import (
     setup_observability,
     spawn,
 )
-from aiohttp_observe.exchange import CURRENT, Exchange, Meter, Scope
+from aiohttp_observe.exchange import CURRENT, Exchange, Scope
 from aiohttp_observe.incidents import Incidents
 from tests.service import serving
 
@@ -583,7 +583,7 @@ async def test_a_failure_is_an_incident_with_its_place_and_no_message(
     kind: str, exception: str | None, coro: str | None, place: tuple[str, int] | None
 ) -> None:
     incidents = Incidents()
-    failures = Failures().install(asyncio.get_running_loop(), Meter(), incidents)
+    failures = Failures().install(asyncio.get_running_loop(), Scope(), incidents)
     try:
         await PROVOKED[kind]()
     finally:
@@ -599,9 +599,9 @@ async def test_a_failure_is_an_incident_with_its_place_and_no_message(
 async def test_of_two_applications_each_keeps_the_incidents_of_its_own_requests() -> None:
     loop = asyncio.get_running_loop()
     scopes, kept = [Scope(), Scope()], [Incidents(), Incidents()]
+    scopes[1].meter = scopes[0].meter  # as of those that share a registry
     watches = [
-        Failures().install(loop, scope.meter, incidents)
-        for scope, incidents in zip(scopes, kept, strict=True)
+        Failures().install(loop, scope, incidents) for scope, incidents in zip(scopes, kept, strict=True)
     ]
     try:
         for scope in scopes:

@@ -17,7 +17,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import Failures, Metrics, setup_observability
-from aiohttp_observe.exchange import Meter
+from aiohttp_observe.exchange import Scope
+from aiohttp_observe.incidents import Incidents
 from tests.service import run_python, serving, until
 from tests.test_failures import (
     PROVOKED,
@@ -147,7 +148,7 @@ async def test_handlers_that_come_and_go_do_not_pile_up() -> None:
     from aiohttp_observe.failures.loop import LoopHandler
 
     loop = asyncio.get_running_loop()
-    watch = Failures().install(loop, Meter())
+    watch = Failures().install(loop, Scope(), Incidents())
     for _ in range(100):
         Library(passes_on=True)
         watch.tick()
@@ -408,6 +409,17 @@ async def test_origin_tracking_of_the_service_stays_as_it_is(depth: int, registr
         assert sys.get_coroutine_origin_tracking_depth() == depth
     finally:
         sys.set_coroutine_origin_tracking_depth(0)
+
+
+async def test_of_two_applications_the_first_to_go_leaves_the_other_its_origins() -> None:
+    one, two = (application(CollectorRegistry(), failures=Failures(origins=True)) for _ in range(2))
+    first, second = web.AppRunner(one), web.AppRunner(two)
+    await first.setup()
+    await second.setup()
+    await first.cleanup()
+    assert sys.get_coroutine_origin_tracking_depth() == 1
+    await second.cleanup()
+    assert sys.get_coroutine_origin_tracking_depth() == 0
 
 
 def test_in_a_process_of_its_own_every_line_is_written_before_it_ends() -> None:

@@ -996,6 +996,32 @@ async def test_what_a_stream_does_beside_writing_to_its_file_is_done(tmp_path: P
     assert other.lines[0]["message"] == "tea 🫖"
 
 
+class Plain:
+    """All that is asked of a stream."""
+
+    def __init__(self) -> None:
+        self.told = ""
+
+    def write(self, text: str) -> None:
+        self.told += text
+
+
+async def test_a_stream_only_has_to_write() -> None:
+    plain, registry = Plain(), CollectorRegistry()
+    logs = Logs(stream=plain, replace=True, level="WARNING")  # type: ignore[arg-type]
+    metrics = Metrics(registry=registry)
+    async with serving(application(lambda: shop.warning("here"), logs=logs, metrics=metrics)) as service:
+        await service.get("/work")
+    assert json.loads(plain.told)["message"] == "here"
+    assert dropped(registry) == 0
+
+
+@pytest.mark.parametrize("names", ["iban", ["iban", 1]])
+def test_names_of_secrets_are_checked_in_a_formatter_too(names: Any) -> None:
+    with pytest.raises(TypeError, match=r"JsonFormatter\(redact=...\) takes "):
+        JsonFormatter(redact=names)
+
+
 class Mine(io.TextIOWrapper):
     """As a service may have, to add something of its own."""
 

@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from aiohttp_observe import (
+    OBSERVABILITY,
     Admin,
     Exchange,
     Metrics,
@@ -294,6 +295,33 @@ async def test_exception_types_beyond_the_limit_become_other(
             await witness.next()
     assert label_values(registry, f"{DURATION}_count", "error_type") == {"Error0", "Error1", "_other"}
     assert sum(series(registry, f"{DURATION}_count").values()) == 6
+
+
+async def test_our_own_values_take_no_room_and_need_none(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    async def crash(request: web.Request) -> web.Response:
+        raise LookupError
+
+    async def linger(request: web.Request) -> web.Response:
+        await until(lambda: request.transport is None, "the client to leave")
+        return web.Response()
+
+    app = application(registry, witness, max_routes=2, max_names=1)
+    app.router.add_get("/crash", crash)
+    app.router.add_get("/linger", linger)
+    async with serving(app) as service:
+        await service.get("/crash")
+        await service.get("/nowhere")
+        _, writer = await service.connect()
+        writer.write(b"GET /linger HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: len(app[OBSERVABILITY].recorder.in_flight) == 1, "the request")
+        writer.close()
+        for _ in range(3):
+            await witness.next()
+    assert label_values(registry, f"{DURATION}_count", "http_route") == {"/crash", "/linger", "_unmatched"}
+    errors = label_values(registry, f"{DURATION}_count", "error_type")
+    assert errors == {"", "LookupError", "client_disconnected"}
 
 
 async def test_statuses_that_http_does_not_know_use_up_no_names(

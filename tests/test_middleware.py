@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -276,6 +278,33 @@ async def test_a_broken_observer_never_hurts_a_request(
     told = [record for record in caplog.records if record.name == "aiohttp_observe"]
     assert [record.exc_info[0] for record in told if record.exc_info] == [LookupError, ArithmeticError]
     assert all("observer Broken failed" in record.getMessage() for record in told)
+
+
+class Foreign(logging.Filter):
+    """Takes every record for one of the service's own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.user is not None  # type: ignore[attr-defined]
+
+
+async def test_nor_does_one_of_which_not_even_the_log_takes_notice(
+    registry: CollectorRegistry, witness: Witness
+) -> None:
+    handler = logging.StreamHandler(io.StringIO())
+    handler.addFilter(Foreign())
+    logging.getLogger().addHandler(handler)
+    try:
+        app = routes(web.Application())
+        setup_observability(app, metrics=Metrics(registry=registry), logs=None, observers=[Broken(), witness])
+        async with serving(app) as service:
+            answer = await service.get("/hello")
+            assert (answer.status, answer.request_id) == (200, answer.text)
+            await witness.next()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    for observer, count in (("Broken", 2), ("logs", 2)):
+        name = "aiohttp_observe_internal_errors_total"
+        assert registry.get_sample_value(name, {"observer": observer}) == count
 
 
 class Asking:

@@ -37,8 +37,17 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Exchange, Logs, Metrics, Tracing, current_exchange, operation, setup_observability
-from tests.service import PATIENCE, Witness, serving, until
+from aiohttp_observe import (
+    Admin,
+    Exchange,
+    Logs,
+    Metrics,
+    Tracing,
+    current_exchange,
+    operation,
+    setup_observability,
+)
+from tests.service import PATIENCE, Witness, free_port, serving, until
 from tests.spans import Deciding, Handler, Spans, attributes, ids, ok, traced
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -133,6 +142,20 @@ async def test_where_the_official_instrumentor_is_active_its_span_is_used(spans:
             await service.get("/")
             exchange = await witness.next()
     assert the_one(spans, exchange)[0] == THEIRS
+
+
+async def test_the_consoles_own_server_is_not_traced_by_it(spans: Spans) -> None:
+    port = free_port()
+    with official_instrumentor(spans):
+        app = web.Application()
+        tracing = Tracing(provider=spans.provider)
+        setup_observability(app, tracing=tracing, metrics=None, logs=None, admin=Admin(port=port))
+        async with (
+            serving(app) as service,
+            service.session.get(f"http://127.0.0.1:{port}/_tasks") as response,
+        ):
+            assert response.status == 200
+    assert spans.servers == []
 
 
 async def test_aiohttps_line_for_a_crash_carries_the_ids_of_its_span(spans: Spans) -> None:

@@ -21,6 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from aiohttp.web_app import (
+    Application,  # not by the name that the official instrumentor puts its own class at
+)
 
 from ..options import check_flag, check_instance, check_path, environment
 from .access import Gate, check_token
@@ -102,7 +105,7 @@ class AdminPages:
         return servers
 
     def _app(self, gate: Gate, add_more: Callable[[web.Application, Gate], None]) -> web.Application:
-        app = web.Application()
+        app = Application()
         self.add_to(app, gate)
         add_more(app, gate)
         return app

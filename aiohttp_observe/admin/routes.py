@@ -48,6 +48,7 @@ class Routes:
 
     def __init__(self, path: str, gate: Gate, console: Console, *, allow_cancel: bool) -> None:
         self._path = path
+        self._home: web.AbstractResource | None = None
         self._gate = gate
         self._console = console
         self._streams = Streams(console, HEADERS, may_cancel=allow_cancel and gate.has_login)
@@ -66,7 +67,8 @@ class Routes:
             ("/requests", self.requests),
             ("/requests/{request_id}", self.request),
         ):
-            app.router.add_get(self._path + path, self._guarded(self._page_or(_checked(handler))))
+            route = app.router.add_get(self._path + path, self._guarded(self._page_or(_checked(handler))))
+            self._home = self._home or route.resource
         app.router.add_get(self._path + "/stream", self._guarded(_checked(self._streams.serve)))
         app.router.add_get(self._path + "/profile", self._guarded(_checked(self._profiling.serve)))
         app.router.add_get(self._path + "/bundles", self._guarded(_checked(self.bundles)))
@@ -193,7 +195,7 @@ class Routes:
         token = await _posted_token(request)
         if token is None or not self._gate.accepts(token):
             return self._page("login.html", request, status=401, headers=HEADERS, note=_WRONG_TOKEN)
-        base = self._base(request)
+        base = self._base()
         response = web.Response(status=303, headers={**HEADERS, "Location": base})
         self._gate.start_session(request, response, base)
         return response
@@ -212,14 +214,12 @@ class Routes:
         note: str = _WHICH_TOKEN,
     ) -> web.Response:
         text = _read(name).replace("{note}", note)
-        text = text.replace("{base}", escape(self._base(request), quote=True))
+        text = text.replace("{base}", escape(self._base(), quote=True))
         return web.Response(text=text, content_type="text/html", status=status, headers=headers)
 
-    def _base(self, request: web.Request) -> str:
-        """The admin path as the client sees it: under a sub-application's prefix, if there is one."""
-        resource = request.match_info.route.resource
-        path = self._path if resource is None else resource.canonical
-        return path[: path.index(self._path) + len(self._path)]
+    def _base(self) -> str:
+        """The admin path as clients see it: under a sub-application's prefix, if there is one."""
+        return self._path if self._home is None else self._home.canonical
 
 
 def _checked(handler: Handler) -> Handler:

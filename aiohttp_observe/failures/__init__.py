@@ -15,7 +15,7 @@ import asyncio
 import sys
 from dataclasses import dataclass
 
-from ..exchange import Meter
+from ..exchange import Scope
 from ..incidents import Incidents
 from ..options import check_flag, check_positive
 from .line import tell_left_out
@@ -50,16 +50,12 @@ class Failures:
         check_flag("Failures(origins=...)", self.origins)
         check_positive("Failures(shutdown_timeout=...)", self.shutdown_timeout, "seconds")
 
-    def install(
-        self, loop: asyncio.AbstractEventLoop, meter: Meter, incidents: Incidents | None = None
-    ) -> FailureWatch:
+    def install(self, loop: asyncio.AbstractEventLoop, scope: Scope, incidents: Incidents) -> FailureWatch:
         """Watch ``loop``, at start-up, in its thread; closing the result restores what was before."""
         hooks = [never_awaited] if self.never_awaited else []
         if self.outside_loop:
             hooks += [raised_in_threads, unraisable]
-        return FailureWatch(
-            LoopHandler.of(loop), hooks, FailureListener(meter, incidents or Incidents()), self
-        )
+        return FailureWatch(LoopHandler.of(loop), hooks, FailureListener(scope, incidents), self)
 
 
 class FailureWatch:
@@ -74,9 +70,8 @@ class FailureWatch:
         handler.enter(listener)
         for hook in hooks:
             hook.enter(listener)
-        self._has_origins = options.origins and not sys.get_coroutine_origin_tracking_depth()
-        if self._has_origins:
-            sys.set_coroutine_origin_tracking_depth(1)
+        if options.origins:
+            _origins.enter(self)
 
     def tick(self) -> None:
         """Notice what no event announces; to be called several times a second."""
@@ -84,9 +79,33 @@ class FailureWatch:
         tell_left_out()
 
     def close(self) -> None:
-        if self._has_origins and sys.get_coroutine_origin_tracking_depth() == 1:
-            sys.set_coroutine_origin_tracking_depth(0)
+        _origins.leave(self)
         for hook in self._hooks:
             hook.leave(self._listener)
         self._handler.leave(self._listener)
         tell_left_out(at_once=True)
+
+
+class _Origins:
+    """Has coroutines remember the line that made them, while anybody wants it."""
+
+    def __init__(self) -> None:
+        self._users: set[FailureWatch] = set()
+        self._is_ours = False
+
+    def enter(self, user: FailureWatch) -> None:
+        if not self._users and not sys.get_coroutine_origin_tracking_depth():
+            self._is_ours = True
+            sys.set_coroutine_origin_tracking_depth(1)
+        self._users.add(user)
+
+    def leave(self, user: FailureWatch) -> None:
+        """Stop for ``user``, which may never have entered."""
+        self._users.discard(user)
+        if self._is_ours and not self._users:
+            self._is_ours = False
+            if sys.get_coroutine_origin_tracking_depth() == 1:
+                sys.set_coroutine_origin_tracking_depth(0)
+
+
+_origins = _Origins()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..exchange import Exchange, Meter
+from ..exchange import Exchange, Meter, Scope
 from ..incidents import Incidents
 
 __all__ = ["FailureListener", "concerned"]
@@ -13,8 +13,12 @@ __all__ = ["FailureListener", "concerned"]
 class FailureListener(NamedTuple):
     """What one application counts and keeps failures with."""
 
-    meter: Meter
+    scope: Scope
     incidents: Incidents
+
+    @property
+    def meter(self) -> Meter:
+        return self.scope.meter
 
 
 def concerned(
@@ -23,5 +27,5 @@ def concerned(
     """The application that a request belongs to, ``otherwise`` if it belongs to none."""
     if exchange is None:
         return otherwise
-    meter = exchange.scope.meter
-    return next((each for each in listeners if each.meter is meter), FailureListener(meter, Incidents()))
+    scope = exchange.scope
+    return next((each for each in listeners if each.scope is scope), FailureListener(scope, Incidents()))

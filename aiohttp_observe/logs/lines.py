@@ -16,11 +16,12 @@ from msgspec import to_builtins
 from msgspec.json import Encoder
 
 from ..exceptiontext import text_of
+from ..options import check_instance
 from ..redaction import LONGEST_STACK, LONGEST_TEXT, MARK, SECRETS, SecretNames, secret_names, shown
 from ..texts import timestamp
 from .context import IDS, context_of, ids_of, own_message
 
-__all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "to_json", "to_text"]
+__all__ = ["JsonFormatter", "check_redact", "line_of", "named_apart", "plain", "to_json", "to_text"]
 
 _LONGEST_KEY = 256
 _LONGEST_FIELDS = 131_072
@@ -296,6 +297,13 @@ def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]
     return line
 
 
+def check_redact(option: str, names: Any) -> None:
+    """Raise ``TypeError`` unless ``names`` is a collection of texts."""
+    check_instance(option, names, (tuple, list, set, frozenset))
+    for name in names:
+        check_instance(option, name, str)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, for `logging` configuration.
 
@@ -316,9 +324,10 @@ class JsonFormatter(logging.Formatter):
         validate: bool = True,
         *,
         defaults: Mapping[str, Any] | None = None,
-        redact: Iterable[str] = SECRETS,
+        redact: Collection[str] = SECRETS,
     ) -> None:
         super().__init__()
+        check_redact("JsonFormatter(redact=...)", redact)
         self._is_secret = secret_names(redact)
 
     def format(self, record: logging.LogRecord) -> str:

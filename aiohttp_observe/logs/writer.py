@@ -239,7 +239,8 @@ def _unwritten(stream: TextIO, data: bytes) -> bytes:
         descriptor = _descriptor(stream)
         if descriptor is None:
             stream.write(data.decode(_encoding(stream)))
-            stream.flush()
+            if hasattr(stream, "flush"):
+                stream.flush()
             return b""
         while left:
             try:

@@ -14,7 +14,15 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
-from ..exchange import ClientOutcome, Exchange, Meter, SpanIds
+from ..exchange import (
+    CLIENT_DISCONNECTED,
+    MALFORMED,
+    UNMATCHED,
+    ClientOutcome,
+    Exchange,
+    Meter,
+    SpanIds,
+)
 from ..forks import reset_after_fork
 from .labels import MOST_NAMES, MOST_ROUTES, Bounded
 from .outbound import ClientCalls
@@ -61,8 +69,8 @@ class Instruments(Meter):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.bounded_route = Bounded(MOST_ROUTES)
-        self.bounded_error = Bounded(MOST_NAMES)
+        self.bounded_route = Bounded(MOST_ROUTES, UNMATCHED, MALFORMED)
+        self.bounded_error = Bounded(MOST_NAMES, CLIENT_DISCONNECTED)
         self._bounded_operation = Bounded(MOST_NAMES)
         self._bounded_task = Bounded(MOST_NAMES)
         self._is_limited = False
@@ -222,9 +230,10 @@ class Instruments(Meter):
         """Count it, if that can be written, and log the first."""
         if not self._failed:
             self._failed = True
-            logger.error(
-                "metrics can't be written; this is told once, and counted if it can be", exc_info=exc
-            )
+            with suppress(Exception):  # of a filter or handler of the service's
+                logger.error(
+                    "metrics can't be written; this is told once, and counted if it can be", exc_info=exc
+                )
         with suppress(Exception):
             self._internal_errors.labels("metrics").inc()
 

@@ -14,21 +14,22 @@ MOST_NAMES = 200
 
 
 class Bounded:
-    """Lets the first ``limit`` different values through; every later one becomes ``_other``.
+    """Lets ``ours``, and the first ``limit`` different others, through; every later one becomes ``_other``.
 
     So does one that is new and not to be admitted.  One that isn't valid Unicode would cost the
     scraper the whole page.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *ours: str) -> None:
         self.limit = limit
-        self._known: dict[str, str] = {}
+        self._ours = len(ours)
+        self._known = {value: value for value in ours}
 
     def __call__(self, value: str, *, admit: bool = True) -> str:
         known = self._known.get(value)
         if known is not None:
             return known
-        if not admit or len(self._known) >= self.limit:
+        if not admit or len(self._known) - self._ours >= self.limit:
             return OTHER
         return self._known.setdefault(value, valid(title(value)))
 

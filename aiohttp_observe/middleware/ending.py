@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import hdrs, web, web_protocol
 
-from ..exchange import Exchange
+from ..exchange import CLIENT_DISCONNECTED, Exchange
 from ..tasks import coroutine_of
 from .websockets import note_close
 
@@ -29,7 +29,6 @@ __all__ = [
 
 _HANDLING = web_protocol.RequestHandler._handle_request.__code__
 """What a request's own task runs, from its routing to its last byte."""
-_CLIENT_DISCONNECTED = "client_disconnected"
 
 _SWITCHING_PROTOCOLS = 101
 _CLIENT_CLOSED_REQUEST = 499
@@ -59,7 +58,7 @@ def tell_end(
         what = failure or error
         exchange.error_type = None if gone and what in _LEFT else what
     elif gone:
-        exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, _CLIENT_DISCONNECTED
+        exchange.status, exchange.error_type = _CLIENT_CLOSED_REQUEST, CLIENT_DISCONNECTED
     elif failure is not None:
         exchange.error_type = failure
     elif status is not None and status >= 500:

@@ -376,12 +376,15 @@ class Recorder:
         kind = (name, type(exc))
         if kind not in self._reported and len(self._reported) < 100:
             self._reported.add(kind)
-            logger.error(
-                "observer %s failed; the request is not affected and further %s of it are only counted",
-                name,
-                type(exc).__qualname__,
-                exc_info=exc,
-            )
+            try:
+                logger.error(
+                    "observer %s failed; the request is not affected and further %s of it are only counted",
+                    name,
+                    type(exc).__qualname__,
+                    exc_info=exc,
+                )
+            except Exception:  # of a filter or handler of the service's
+                self.scope.meter.internal_error("logs")
 
 
 def _is_malformed(request: web.BaseRequest) -> bool:

@@ -39,6 +39,7 @@ class Selection:
         check_choice("take_snapshot(sort=...)", self.sort, SORTS)
         for name in ("wait", "coro", "request_id", "search"):
             check_instance(f"take_snapshot({name}=...)", getattr(self, name), (str, type(None)))
+        check_instance("take_snapshot(id=...)", self.id, (int, type(None)))
         check_instance("take_snapshot(min_age=...)", self.min_age, (int, float, type(None)))
         check_positive_int("take_snapshot(limit=...)", self.limit, "tasks")
         check_positive_int("take_snapshot(frames=...)", self.frames, "frames")

@@ -13,12 +13,14 @@ from typing import Any
 from .chain import Chain, held_by
 from .edges import awaited
 from .stacks import Stack, Stacks, kind_at, read_wait
+from .waits import forget_when_rules_change
 
 __all__ = ["outbound_call", "stack_of_chain", "suspended_for", "waits_for", "whereabouts"]
 
 _MOST_STACKS = 1000
 _CALLS = ("ClientRequest", "ClientResponse")
 _stacks = Stacks(depth=1)
+forget_when_rules_change(_stacks.forget)
 
 
 def suspended_for(coro: Any, future: Any, callbacks: Sequence[Any] | None) -> str:

@@ -27,7 +27,15 @@ from .edges import (
     waited_set,
 )
 
-__all__ = ["TIMEOUT", "Rule", "register_wait_kind", "registered_state", "rule_for", "timeouts_of"]
+__all__ = [
+    "TIMEOUT",
+    "Rule",
+    "forget_when_rules_change",
+    "register_wait_kind",
+    "registered_state",
+    "rule_for",
+    "timeouts_of",
+]
 
 
 class Rule(NamedTuple):
@@ -82,6 +90,13 @@ def register_wait_kind(
         _rules[module, qualname] = Rule(kind, _public(qualname), final=False, resource=owner)
         if owner is not None and state is not None:
             _states[module, owner] = state
+    for forget in _memories:
+        forget()
+
+
+def forget_when_rules_change(forget: Callable[[], None]) -> None:
+    """Call ``forget``, of a memory of what the rules have said, at every registration."""
+    _memories.append(forget)
 
 
 def _name_of(function: str | Callable[..., Any]) -> tuple[str, str]:
@@ -253,6 +268,7 @@ _NEXT_COMPLETED = Rule(
     "wait", "as_completed", awaits=next_completed, timed=next_is_timed, any_of=next_is_enough
 )
 
+_memories: list[Callable[[], None]] = []
 _rules: dict[tuple[str, str], Rule] = {
     **dict(_builtin_rules()),
     ("asyncio.tasks", "wait"): Rule(

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from aiohttp_observe import Metrics, setup_observability
+from aiohttp_observe import Admin, Metrics, setup_observability
 from tests.service import Service, serving
 
 
@@ -35,6 +35,19 @@ async def test_an_unknown_parameter_is_named_and_those_there_are(service: Servic
 async def test_an_unknown_format_is_refused_too(service: Service) -> None:
     answer = await service.get("/_tasks?format=xml")
     assert (answer.status, json.loads(answer.text)["error"]) == (400, "format takes html, json, text")
+
+
+async def test_the_page_knows_where_it_is() -> None:
+    """Its own path may stand in that of what it is part of."""
+    root, app = web.Application(), web.Application()
+    admin = Admin(path="/ops", token="secret")
+    setup_observability(app, admin=admin, metrics=None, logs=None)
+    root.add_subapp("/ops-eu", app)
+    headers = {"Accept": "text/html", "Authorization": "Bearer secret"}
+    async with serving(root) as served:
+        for path in ("/ops-eu/ops", "/ops-eu/ops/requests/ops"):
+            answer = await served.get(path, headers=headers)
+            assert 'data-base="/ops-eu/ops"' in answer.text
 
 
 async def test_not_more_than_is_needed_is_told_back(service: Service) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from aiohttp_observe.tasks import TaskInfo, number_of, register_wait_kind, take_snapshot
+from aiohttp_observe.tasks import TaskInfo, number_of, register_wait_kind, take_snapshot, waits_for
 
 from .scenes import info_of, suspended
 
@@ -354,6 +354,17 @@ class TestRegistering:
             wait = info_of(task).wait
         assert wait is not None
         assert (wait.kind, wait.detail) == ("db_pool", "Pool.acquire → Queue.get")
+
+    async def test_it_may_come_after_the_first_wait_there(self) -> None:
+        async def lend() -> None:
+            await asyncio.Queue[int]().get()
+
+        async with suspended(lend()) as (task,):
+            assert waits_for(task) == ("queue_get", "Queue.get")
+            register_wait_kind("library", lend)
+            found = waits_for(task)
+        assert found is not None
+        assert found[0] == "library"
 
     async def test_tasks_that_wait_in_a_method_meet_at_its_object(self) -> None:
         register_wait_kind("db_pool", f"{__name__}:Pool._acquire")
