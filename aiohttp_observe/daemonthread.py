@@ -10,11 +10,20 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from time import perf_counter
 from typing import TypeVar
 
-__all__ = ["in_daemon_thread"]
+__all__ = ["in_daemon_thread", "until_ended"]
 
 T = TypeVar("T")
+
+
+async def until_ended(thread: threading.Thread, seconds: float) -> None:
+    """Wait for the end of ``thread``, so long at most."""
+    deadline = perf_counter() + seconds
+    # A thread sets no event of asyncio's as it ends.
+    while thread.is_alive() and perf_counter() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
 
 
 def in_daemon_thread(call: Callable[[], T], *, or_here: bool = True) -> asyncio.Future[T]:

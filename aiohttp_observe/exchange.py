@@ -141,8 +141,8 @@ class Exchange:
 
     ============================ ==========================================================
     ``request_id``               the ``X-Request-ID`` taken over or generated
-    ``drawn``                    the number that a generated one spells in hexadecimal digits, which a
-                                 trace that begins with this request may take as its id; else ``None``
+    ``drawn``                    the random number that a generated one is, which is the id of a trace that
+                                 begins with this request, too; else ``None``
     ``method``                   a standard method, or ``_OTHER`` (RFC 9110, RFC 5789)
     ``route``                    the route's template, ``_unmatched`` or ``_malformed``
     ``path``                     the raw path as sent, without the query
@@ -347,10 +347,10 @@ class Scope:
     ``stalled_since`` tells since when the loop hasn't turned, if it hasn't, and ``held`` hears who
     has held it for how many seconds (see `LoopMonitor`).
     ``tracer`` is ``None`` when that pillar is off.  ``background`` are the spawned tasks,
-    ``elsewhere`` those that others run with `supervised`, ``workers`` what `workers_of` reads.
+    ``supervised`` those that others run with `supervised`, ``workers`` what `workers_of` reads.
     """
 
-    __slots__ = ("background", "elsewhere", "held", "meter", "stalled_since", "tracer", "workers")
+    __slots__ = ("background", "held", "meter", "stalled_since", "supervised", "tracer", "workers")
 
     def __init__(self) -> None:
         self.meter = Meter()
@@ -358,7 +358,7 @@ class Scope:
         self.held: Callable[[Exchange, float], None] | None = None
         self.tracer: Tracer | None = None
         self.background: set[Any] = set()
-        self.elsewhere: WeakSet[Any] = WeakSet()
+        self.supervised: WeakSet[Any] = WeakSet()
         self.workers: list[Any] = []
 
 

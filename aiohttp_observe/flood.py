@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator
 from time import perf_counter
 from typing import Any
 
-__all__ = ["OTHERS", "Flood"]
+__all__ = ["OTHERS", "Flood", "more_like_it"]
 
 OTHERS = ("others",)
 """Stands for all kinds beyond those told apart."""
@@ -14,6 +14,11 @@ OTHERS = ("others",)
 _MOST = 10
 _SECONDS = 10.0
 _MOST_KINDS = 500
+
+
+def more_like_it(left_out: int) -> str:
+    """What a line says at its end of those that were left out before it."""
+    return f"; {left_out} more like it were only counted" if left_out else ""
 
 
 class Flood:
@@ -25,8 +30,8 @@ class Flood:
     def __init__(self) -> None:
         self._kinds: dict[Hashable, list[float]] = {}  # when the ten seconds began, seen, left out
 
-    def left_out(self, kind: Hashable) -> int | None:
-        """How many of ``kind`` were left out before this one; ``None`` if this one is to be left out."""
+    def admit(self, kind: Hashable) -> int | None:
+        """Count one of ``kind``: how many were left out before it, ``None`` if it is to be left out, too."""
         now = perf_counter()
         if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
             kind = OTHERS

@@ -7,13 +7,13 @@ the log: they may say what isn't everybody's business.
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter, time
 from typing import Any, Generic, TypeVar
 
-from .exchange import taken
+from .exchange import Exchange, taken
 from .tasks import Frame
 from .texts import timestamp, timestamp_of
 
@@ -143,12 +143,16 @@ class Incidents:
         coro: str | None = None,
         frame: Frame | None = None,
         task: str | None = None,
-        request_id: str | None = None,
-        trace_id: str | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         """Add a failure: its kind, as ``asyncio_unhandled_total`` has it, and whose it was."""
         now = time()
-        example = {"at": timestamp(now), "task": task, "request_id": request_id, "trace_id": trace_id}
+        example = {
+            "at": timestamp(now),
+            "task": task,
+            "request_id": None if exchange is None else exchange.request_id,
+            "trace_id": None if exchange is None else exchange.trace_id,
+        }
         self._add(lambda: self._unhandled.use((kind, exception, coro, frame)).add(now, example))
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,13 +212,13 @@ class _Recent(Generic[K, V]):
     def __init__(self, make: Callable[[], V]) -> None:
         self.left_out = 0
         self._make = make
-        self._values: dict[K, V] = {}
+        self._values: OrderedDict[K, V] = OrderedDict()
 
     def use(self, key: K) -> V:
-        value = self._values.pop(key, None) or self._make()
-        self._values[key] = value
+        value = self._values.setdefault(key, self._make())
+        self._values.move_to_end(key)
         if len(self._values) > _MOST:
-            del self._values[next(iter(self._values))]
+            self._values.popitem(last=False)
             self.left_out += 1
         return value
 

@@ -388,7 +388,6 @@ def _check_paths(app: web.Application, paths: list[str]) -> None:
             raise RuntimeError(
                 f"the path {path} is taken: choose another with Metrics(path=...) or Admin(path=...)"
             )
-        taken.append(path)
 
 
 def _check_guard(metrics: Metrics | None, admin: Admin | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aiohttp_observe.exchange import Exchange, Scope
 from aiohttp_observe.incidents import Block, Cause, Incidents
 from aiohttp_observe.tasks import Frame, line_to_name
 
@@ -117,7 +118,7 @@ def test_failures_of_a_kind_are_counted_and_the_latest_is_the_example(incidents:
             coro="refresh",
             frame=LINE,
             task="refresher",
-            request_id=request_id,
+            exchange=Exchange(Scope(), request_id, "GET", "/", "/", None, None, 0.0),
         )
     incidents.unhandled("other")
     row, other = incidents.to_dict()["unhandled"]

@@ -27,7 +27,15 @@ import pytest
 from aiohttp_observe import LoopWatch
 from aiohttp_observe.exchange import Exchange, Meter, Scope
 from aiohttp_observe.loopwatch import LoopMonitor
-from aiohttp_observe.tasks import Blocked, Frame, LoopState, adopt, number_of, take_snapshot, to_dict
+from aiohttp_observe.tasks import (
+    Blocked,
+    Frame,
+    LoopState,
+    mark_request_task,
+    number_of,
+    take_snapshot,
+    to_dict,
+)
 from tests.service import PATIENCE, run_python, until
 
 pytestmark = pytest.mark.usefixtures("short_collections")
@@ -131,7 +139,7 @@ def test_a_block_is_told_once_with_line_task_and_request(
 ) -> None:
     async def main() -> None:
         task = asyncio.create_task(serve_report(), name="reporter")
-        adopt(task, exchange("request-1", SimpleNamespace(trace_id=0xABC, span_id=1)))
+        mark_request_task(task, exchange("request-1", SimpleNamespace(trace_id=0xABC, span_id=1)))
         await task
 
     watched(main)
@@ -256,7 +264,7 @@ def test_of_a_herd_no_single_one_is_to_blame(
         event = asyncio.Event()
 
         async def wait(number: int) -> None:
-            adopt(asyncio.current_task(), exchange(f"request-{number}"))  # type: ignore[arg-type]
+            mark_request_task(asyncio.current_task(), exchange(f"request-{number}"))  # type: ignore[arg-type]
             await event.wait()
             spend(0.004)
 
@@ -280,7 +288,7 @@ def test_the_route_whose_handlers_held_the_loop_is_told_whoever_was_seen_after_e
     async def main() -> None:
         monitor = LoopWatch().install(loop, numbers)
         await turn(numbers)
-        adopt(asyncio.current_task(), exchange("innocent"))  # type: ignore[arg-type]
+        mark_request_task(asyncio.current_task(), exchange("innocent"))  # type: ignore[arg-type]
         time.sleep(0.4)  # noqa: ASYNC251 - where all looks are
         for number in range(3):
             culprit = Exchange(Scope(), f"r{number}", "GET", "/search", "/search", None, None, 0.0)
@@ -553,7 +561,7 @@ def test_a_block_is_seen_from_another_thread_while_it_lasts(
         assert await asyncio.to_thread(monitor.blocked_now) is None
         task = asyncio.current_task()
         assert task is not None
-        adopt(task, exchange("request-2"))
+        mark_request_task(task, exchange("request-2"))
         with_eyes = threading.Thread(target=look, args=(monitor,))
         with_eyes.start()
         hang_until(lambda: bool(seen))

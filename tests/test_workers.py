@@ -520,7 +520,7 @@ async def test_an_unknown_way_to_trace_is_refused() -> None:
 
 def test_beyond_so_many_kinds_a_flood_is_of_one_kind() -> None:
     flood = Flood()
-    told = sum(flood.left_out(number) is not None for number in range(2000))
+    told = sum(flood.admit(number) is not None for number in range(2000))
     assert told == 510
     assert list(flood.subsided(at_once=True)) == [(("others",), 1490)]
     assert list(flood.subsided(at_once=True)) == []
@@ -530,7 +530,7 @@ def test_threads_may_ask_for_what_a_flood_left_out_at_once() -> None:
     flood = Flood()
     for kind in ("first", "second"):
         for _ in range(12):
-            flood.left_out(kind)
+            flood.admit(kind)
     one, other = flood.subsided(at_once=True), flood.subsided(at_once=True)
     told = [next(one), *other, *one]
     assert sorted(told) == [("first", 2), ("second", 2)]

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from aiohttp import HttpVersion11, hdrs, web
 
-__all__ = ["ASK_FROM_HERE", "Gate", "check_token", "has_left", "is_same_site"]
+__all__ = ["ASK_FROM_HERE", "Gate", "check_token", "is_disconnected", "is_same_site"]
 
 ASK_FROM_HERE = "ask from the page itself, or at the address of this"
 """Said to other sites' pages, and who follows their links, where to look costs the service something."""
@@ -181,7 +181,7 @@ def is_same_site(request: web.Request) -> bool:
     return fetched in (None, "none") and (origin is None or origin.partition("://")[2] == host)
 
 
-def has_left(request: web.Request) -> bool:
+def is_disconnected(request: web.Request) -> bool:
     """Whether nobody waits for the answer any more.  aiohttp cancels no handler for it unless told to."""
     return request.transport is None or request.transport.is_closing()
 

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..profile import NoProfileError, end_profile
-from .access import ASK_FROM_HERE, has_left, is_same_site
+from .access import ASK_FROM_HERE, is_disconnected, is_same_site
 from .console import Console
 from .problem import problem
 from .query import check_known, seconds_of
@@ -47,7 +47,7 @@ class Profiling:
         taking = asyncio.ensure_future(self._console.profile(seconds))
         try:
             while not (await asyncio.wait([taking], timeout=_LOOK_SECONDS))[0]:
-                if self._closing or has_left(request):
+                if self._closing or is_disconnected(request):
                     end_profile()
             return taking.result()
         finally:

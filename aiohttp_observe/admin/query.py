@@ -12,7 +12,7 @@ MOST_FRAMES = 100
 _MOST_TASKS = 100_000
 _MOST_SECONDS = 60.0
 _MOST_OF_A_NAME = 40
-_FORMATS = ("html", "json", "text")
+_FORMATS = ("html", "json")
 
 
 def _seconds(text: str) -> float:
@@ -52,7 +52,7 @@ def chosen(query: Mapping[str, str]) -> dict[str, Any]:
     return filters
 
 
-def check_known(query: Mapping[str, str], known: Iterable[str]) -> None:
+def check_known(query: Mapping[str, str], known: Iterable[str], *more_formats: str) -> None:
     """Nothing is asked for but what is ``known`` here, and the format: a typo must not show everything."""
     names = [*known, "format"]
     for name in query:
@@ -60,8 +60,9 @@ def check_known(query: Mapping[str, str], known: Iterable[str]) -> None:
             raise ValueError(
                 f"there is no parameter {name[:_MOST_OF_A_NAME]!r} here, but there are {', '.join(names)}"
             )
-    if query.get("format", "json") not in _FORMATS:
-        raise ValueError(f"format takes {', '.join(_FORMATS)}")
+    formats = (*_FORMATS, *more_formats)
+    if query.get("format", "json") not in formats:
+        raise ValueError(f"format takes {', '.join(formats)}")
 
 
 def _converted(name: str, value: str) -> Any:

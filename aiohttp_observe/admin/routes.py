@@ -130,7 +130,7 @@ class Routes:
         return _document(await self._console.groups(**chosen(request.query)))
 
     async def tree(self, request: web.Request) -> web.Response:
-        check_known(request.query, [])
+        check_known(request.query, [], "text")
         if request.query.get("format") == "text":
             return web.Response(text=await self._console.tree_text())
         return _document(await self._console.tree())

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from time import perf_counter
 
 from aiohttp import web
+
+from ..daemonthread import until_ended
 
 __all__ = ["OwnServer", "TakenError"]
 
@@ -68,10 +69,7 @@ class OwnServer:
         if self._loop is not None:
             with suppress(RuntimeError):  # its loop is closed: it has ended by itself
                 self._loop.call_soon_threadsafe(self._stopping.set)
-        deadline = perf_counter() + _STOP_SECONDS
-        # A thread sets no event of asyncio's as it ends.
-        while self._thread.is_alive() and perf_counter() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until_ended(self._thread, _STOP_SECONDS)
 
     def _run(self) -> None:
         asyncio.run(self._serve())

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
-from .access import has_left
+from .access import is_disconnected
 from .console import Console
 from .problem import problem
 from .query import chosen
@@ -88,7 +88,7 @@ class Streams:
         """Wait, unless the console or the client closes: a page that filters anew opens another stream."""
         until = perf_counter() + seconds
         while (left := until - perf_counter()) > 0 and not self._closing.is_set():
-            if has_left(request):
+            if is_disconnected(request):
                 raise ConnectionResetError
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), min(left, _LOOK_SECONDS))

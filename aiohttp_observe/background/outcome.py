@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, Literal, TypeVar, cast
 
 from ..exchange import CURRENT, FIELDS, SCOPE, Scope, current_scope
-from ..flood import OTHERS, Flood
+from ..flood import OTHERS, Flood, more_like_it
 from ..options import check_choice, check_instance
 from ..records import log
 from ..texts import qualified_name
@@ -58,13 +58,12 @@ def tell_now_and_then(
     scope: Scope, message: str, name: str, exc: BaseException | None, fields: dict[str, Any]
 ) -> None:
     """Log an end that may come again and again: of a flood, ten in ten seconds."""
-    left_out = _flood.left_out((name, None if exc is None else type(exc).__qualname__))
+    left_out = _flood.admit((name, None if exc is None else type(exc).__qualname__))
     if left_out is None:
         return
     if left_out:
-        message += f"; {left_out} more like it were only counted"
         fields["left_out"] = left_out
-    _log(scope, message, name, fields, exc)
+    _log(scope, message + more_like_it(left_out), name, fields, exc)
 
 
 def _log(
@@ -86,10 +85,9 @@ def tell_left_out(*, at_once: bool = False) -> None:
         log(
             logger,
             level,
-            "background task %s %s; %d more like it were only counted",
+            f"background task %s %s{more_like_it(left_out)}",
             name,
             ended,
-            left_out,
             fields=fields,
         )
 
@@ -124,7 +122,7 @@ async def _supervised(
     coro: Coroutine[Any, Any, T], name: str, scope: Scope, context: contextvars.Context
 ) -> T:
     _enter(context)
-    scope.elsewhere.add(cast("asyncio.Task[Any]", asyncio.current_task()))
+    scope.supervised.add(cast("asyncio.Task[Any]", asyncio.current_task()))
     started = perf_counter()
     try:
         result = await coro

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from ..exchange import Exchange
-from ..flood import OTHERS, Flood
+from ..flood import OTHERS, Flood, more_like_it
 from ..records import log
 from ..tasks import Frame, coro_of, line_to_name, raised_in
 from ..texts import qualified_name
@@ -31,21 +31,21 @@ def log_failure(context: dict[str, Any], exchange: Exchange | None) -> None:
     task, exc = task_of(context), context.get("exception")
     fields: dict[str, Any] = {"kind": kind_of(context), **_ids(exchange)}
     coro = None if task is None else coro_of(task)
-    if _is_one_too_many(fields, exc, raised_in(exc), coro):
+    if not _admit(fields, exc, raised_in(exc), coro):
         return
     message = str(context.get("message") or "Unhandled failure in the event loop")
     if task is not None:
         fields.update(_origin_of(task))
         message = f"{message}: {task.get_name()}{_created(fields)}"
     elif "handle" in context:
-        message = f"{message.partition(' <')[0]}"
+        message = message.partition(" <")[0]
     _log(message, exc, fields)
 
 
 def log_raised(message: str, exc: BaseException | None, exchange: Exchange | None) -> None:
     """An exception in a thread, or where none can be raised."""
     fields: dict[str, Any] = {"kind": "other", **_ids(exchange)}
-    if not _is_one_too_many(fields, exc, raised_in(exc), None):
+    if _admit(fields, exc, raised_in(exc), None):
         _log(message, exc, fields)
 
 
@@ -58,7 +58,7 @@ def log_never_awaited(coro: Any, dropped_in: FrameType, exchange: Exchange | Non
         "dropped_at": _place(dropped_in),
         **_ids(exchange),
     }
-    if _is_one_too_many(fields, None, made or fields["dropped_at"], name):
+    if not _admit(fields, None, made or fields["dropped_at"], name):
         return
     if made is not None:
         fields["created_at"] = _in_words(made)
@@ -95,7 +95,8 @@ def _log(message: str, exc: BaseException | None, fields: dict[str, Any]) -> Non
         fields["leaves"] = [_leaf(leaf) for leaf in leaves[:_MOST_LEAVES]]
         fields["leaves_left_out"] = len(leaves) - len(fields["leaves"])
     # Finished, as who gathers failures by the template would take all of them for one.
-    log(logger, logging.ERROR, message + _left_out(fields), fields=fields, exc=exc)
+    message += more_like_it(fields.get("left_out", 0))
+    log(logger, logging.ERROR, message, fields=fields, exc=exc)
 
 
 def _leaves_of(exc: BaseException | None) -> Iterator[BaseException]:
@@ -115,17 +116,17 @@ def _leaf(exc: BaseException) -> str:
     return type(exc).__qualname__ if place is None else f"{type(exc).__qualname__} at {_in_words(place)}"
 
 
-def _is_one_too_many(fields: dict[str, Any], exc: Any, place: Any, coro: str | None) -> bool:
-    """Whether a line is left out; else ``fields`` says how many were before it."""
+def _admit(fields: dict[str, Any], exc: Any, place: Any, coro: str | None) -> bool:
+    """Whether a line is written; ``fields`` then says how many like it were left out before."""
     raised = None if exc is None else type(exc).__qualname__
-    left_out = _flood.left_out((fields["kind"], raised, place, coro))
+    left_out = _flood.admit((fields["kind"], raised, place, coro))
     if left_out:
         fields["left_out"] = left_out
-    return left_out is None
+    return left_out is not None
 
 
 def _in_words(place: Any) -> str:
-    return f"{place.file}:{place.line} in {place.function}" if isinstance(place, Frame) else str(place)
+    return place.whole if isinstance(place, Frame) else str(place)
 
 
 def _origin_of(task: asyncio.Task[Any]) -> dict[str, str]:
@@ -138,10 +139,6 @@ def _origin_of(task: asyncio.Task[Any]) -> dict[str, str]:
 
 def _created(fields: dict[str, Any]) -> str:
     return f", created at {fields['created_at']}" if "created_at" in fields else ""
-
-
-def _left_out(fields: dict[str, Any]) -> str:
-    return f"; {fields['left_out']} more like it were only counted" if "left_out" in fields else ""
 
 
 def _ids(exchange: Exchange | None) -> dict[str, str]:

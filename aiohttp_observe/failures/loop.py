@@ -121,6 +121,5 @@ def _keep(incidents: Incidents, context: dict[str, Any], exchange: Exchange | No
         coro=None if task is None else coro_of(task),
         frame=raised_in(exc) or (None if task is None else birthplace(task)),
         task=None if task is None else title_of(task),
-        request_id=None if exchange is None else exchange.request_id,
-        trace_id=None if exchange is None else exchange.trace_id,
+        exchange=exchange,
     )

@@ -107,7 +107,7 @@ def _tell_never_awaited(coro: Any, exchange: Exchange | None, listener: FailureL
     dropped_in: FrameType = sys._getframe(2)
     log_never_awaited(coro, dropped_in, exchange)
     frame = made_at(coro) or place_of(dropped_in.f_code, dropped_in.f_lasti)
-    listener.incidents.unhandled("never_awaited", coro=qualified_name(coro), frame=frame, **_ids(exchange))
+    listener.incidents.unhandled("never_awaited", coro=qualified_name(coro), frame=frame, exchange=exchange)
 
 
 def _tell_thread(args: Any, exchange: Exchange | None, listener: FailureListener) -> None:
@@ -132,13 +132,7 @@ def _tell_raised(
     listener.meter.unhandled("other")
     log_raised(message, exc, exchange)
     exception = None if exc is None else type(exc).__qualname__
-    listener.incidents.unhandled("other", exception=exception, frame=raised_in(exc), **_ids(exchange))
-
-
-def _ids(exchange: Exchange | None) -> dict[str, Any]:
-    if exchange is None:
-        return {}
-    return {"request_id": exchange.request_id, "trace_id": exchange.trace_id}
+    listener.incidents.unhandled("other", exception=exception, frame=raised_in(exc), exchange=exchange)
 
 
 never_awaited = Hook(warnings, "_warn_unawaited_coroutine", _tell_never_awaited)

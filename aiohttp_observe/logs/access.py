@@ -120,7 +120,7 @@ def _log(exchange: Exchange) -> None:
 
 
 def _milliseconds(seconds: float) -> float:
-    # Three digits: beside so large a number there is no room for more.  round() takes six times as long.
+    # To whole microseconds: a sum as large has no bits for a fraction.  round() takes six times as long.
     return (seconds * 1e6 + _LARGE - _LARGE) / 1e3
 
 

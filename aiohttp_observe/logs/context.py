@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..exchange import CURRENT, FIELDS, current_scope
+from ..tasks import running_task
 
 __all__ = [
     "Context",
@@ -81,10 +81,7 @@ def capture() -> Context:
 
 
 def _task_name() -> str | None:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # not on an event loop
-        return None
+    task = running_task()
     return None if task is None else task.get_name()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import json
 import logging
@@ -20,6 +19,7 @@ from threading import Lock
 from time import monotonic, sleep
 from typing import Any, TextIO
 
+from ..daemonthread import until_ended
 from ..forks import reset_after_fork
 from ..redaction import SecretNames
 from .lines import line_of
@@ -112,10 +112,8 @@ class Writer:
         """Write what is waiting, ``timeout`` seconds at most, and stop; what is left is dropped."""
         self._closed = True
         self._waiting.put(Lock())
-        deadline = monotonic() + timeout
-        # A thread sets no event of asyncio's as it ends.
-        while self._is_writing() and monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+        if self._thread is not None:
+            await until_ended(self._thread, timeout)
         left = len(_lines_of(_take(self._waiting, self._waiting.qsize()))) + bool(self._torn)
         if left:
             self.dropped(left)

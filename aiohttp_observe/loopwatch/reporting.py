@@ -39,21 +39,21 @@ class BlockListener(Protocol):
         """Called in the watchdog's thread, once for each block."""
 
 
-def report(meters: Iterable[Meter], to: Callable[[Meter], None]) -> None:
-    """Report ``to`` each meter; one that raises, against its contract, harms nobody."""
+def report(meters: Iterable[Meter], call: Callable[[Meter], None]) -> None:
+    """``call`` for each meter; one that raises, against its contract, harms nobody."""
     for meter in meters:
         try:
-            to(meter)
+            call(meter)
         except Exception:
             with suppress(Exception):
                 meter.internal_error("loopwatch")
 
 
-def inform(listeners: Iterable[T], of: Callable[[T], None], meters: Iterable[Meter]) -> None:
-    """Tell each listener ``of`` something; errors are reported to ``meters``."""
+def inform(listeners: Iterable[T], call: Callable[[T], None], meters: Iterable[Meter]) -> None:
+    """``call`` for each listener; errors are reported to ``meters``."""
     for listener in listeners:
         try:
-            of(listener)
+            call(listener)
         except Exception:
             report(meters, lambda meter: meter.internal_error("loopwatch"))
 

@@ -94,20 +94,13 @@ class LoopThread:
         stack = _callback_stack(frame, caller)
         if frame is None or not stack or stack[-1].file == pulse.__file__:
             return None
-        task = _current_task(self._loop)
+        task = asyncio.current_task(self._loop)
         return _sample(stack, task, None if task is None else exchange_of(task), _is_in_call(frame))
 
 
 def _cpu_clock(ident: int) -> Callable[[], float] | None:
     clock_of = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
     return None if clock_of is None else partial(time.clock_gettime, clock_of(ident))
-
-
-def _current_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task(loop)
-    except RuntimeError:  # a loop implementation that answers in its own thread only
-        return None
 
 
 _HANDLE_RUN = asyncio.Handle._run.__code__

@@ -36,7 +36,7 @@ _DRIVE = drive.__code__.co_filename
 
 
 class Watchdog:
-    """Sleeps until ``pulse`` is overdue.  ``over`` is called when there is nothing left to watch."""
+    """Sleeps until ``pulse`` is overdue.  ``on_end`` is called when there is nothing left to watch."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Watchdog:
         usage: Usage,
         pulse: Pulse,
         threshold: float,
-        over: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         self.listeners: tuple[BlockListener, ...] = ()
         self._loop_thread = loop_thread
@@ -55,7 +55,7 @@ class Watchdog:
         # seen when it ends; not earlier, because each time this thread wakes it contends with a busy
         # loop for the interpreter lock.
         self._suspicious = threshold * 0.6
-        self._over = over
+        self._on_end = on_end
         self._late: deque[Late] = deque(maxlen=16)
         self._throttling = _ThrottledSince(Throttling())
         self._queue = _Queue(loop_thread.queued_seconds)
@@ -110,7 +110,7 @@ class Watchdog:
             self._wake.clear()
             last = self._stopping or (self._pulse.due < self._planned and self._loop_thread.is_gone())
             self._pause = self._attend_safely()
-        self._over()
+        self._on_end()
 
     def _attend_safely(self) -> float:
         try:

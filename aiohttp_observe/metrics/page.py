@@ -29,8 +29,8 @@ class Gate(Protocol):
     def check(self, request: web.Request) -> web.Response | None: ...
 
 
-_FORMATS = 4
-"""Asked for at a time, of which one is encoded.  A client may ask for any number of them, by version."""
+_MOST_FORMATS = 4
+"""Formats that may be in the making at a time: a client may ask for any number of them, by version."""
 _LONGEST_ACCEPT = 1000
 _MOST_UNFINISHED = 16
 """Answers on their way to clients that are slow to read them; each keeps a whole page in memory."""
@@ -78,7 +78,7 @@ class MetricsPage:
 
     def _format_for(self, accept: str) -> tuple[_Encode, str]:
         encode, content_type = _chosen(accept)
-        if len(self._at_work) >= _FORMATS and content_type not in self._at_work:
+        if len(self._at_work) >= _MOST_FORMATS and content_type not in self._at_work:
             return choose_encoder("")
         return encode, content_type
 

@@ -16,10 +16,10 @@ from .websockets import note_close
 __all__ = [
     "handles",
     "has_begun",
-    "has_lost",
     "is_cancelled",
     "is_complete",
     "is_cut_short",
+    "is_disconnected",
     "is_own",
     "is_small",
     "result_of",
@@ -100,7 +100,7 @@ def has_begun(response: Any) -> bool:
     return response is not None and _bytes_sent(response) > 0
 
 
-def has_lost(request: web.BaseRequest) -> bool:
+def is_disconnected(request: web.BaseRequest) -> bool:
     """Whether its client has left, or is being left."""
     transport = request.transport
     return transport is None or transport.is_closing()

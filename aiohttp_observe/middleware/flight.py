@@ -15,7 +15,7 @@ from multidict import istr
 from ..exchange import METHODS, OTHER_METHOD, RANDOM, UNMATCHED, Exchange
 from ..tasks import suspended_for
 from ..texts import valid
-from .ending import has_begun, has_lost, is_complete, is_own, result_of
+from .ending import has_begun, is_complete, is_disconnected, is_own, result_of
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -101,7 +101,7 @@ class Flight(Exchange):
         """The handler has raised ``error``; aiohttp makes a response of it, unless its task is cancelled."""
         if self.has_landed():
             return
-        if has_lost(self.request):
+        if is_disconnected(self.request):
             self.gone = not is_complete(self.response)
         if not isinstance(error, web.HTTPException) or self.websocket is not None:
             self.error = type(error).__qualname__

@@ -28,7 +28,7 @@ from ..exchange import (
     taken,
 )
 from ..forks import reset_after_fork
-from ..tasks import adopt, drive, waits_for
+from ..tasks import drive, mark_request_task, waits_for
 from ..texts import LONGEST_TITLE, title
 from .ending import (
     handles,
@@ -144,7 +144,7 @@ class Recorder:
                 return await handler(request)
             in_flight[writer] = flight = Flight(self, request, writer)
             CURRENT.set(flight)
-            adopt(flight.task, flight)
+            mark_request_task(flight.task, flight)
             self._tell_started(flight, request)
             if self.adapt is not None:
                 handler = self.adapt(handler)

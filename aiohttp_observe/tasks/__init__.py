@@ -26,7 +26,7 @@ loop is blocked.
 ``tree``        who awaits whom, and who started whom
 ``rows``        a task as the documents show it
 ``render``      JSON
-``readers``     what a function of the service releases
+``readers``     who could still take from a full queue, or give back a permit
 ``cancelling``  cancels tasks, and those they wait for
 ``places``      from code to lines, and whose code it is
 ``threads``     frames of other threads
@@ -64,16 +64,17 @@ from .tracker import (
     Birth,
     Tasks,
     TaskTracker,
-    adopt,
     birth_of,
     coro_of,
     coroutine_of,
     exchange_of,
+    mark_request_task,
     name_operation,
     number_of,
+    running_task,
     title_of,
 )
-from .tree import Tree, tree_lines, tree_of, tree_pieces, tree_text
+from .tree import Tree, tree_lines, tree_of, tree_pieces
 from .verdict import was_blocked
 from .waits import register_wait_kind
 
@@ -95,7 +96,6 @@ __all__ = [
     "Tasks",
     "Tree",
     "Wait",
-    "adopt",
     "birth_of",
     "caller_of",
     "cancel",
@@ -112,6 +112,7 @@ __all__ = [
     "is_library",
     "json_pieces",
     "line_to_name",
+    "mark_request_task",
     "matching_tasks",
     "name_operation",
     "note_contention",
@@ -120,6 +121,7 @@ __all__ = [
     "raised_in",
     "register_wait_kind",
     "resource_pieces",
+    "running_task",
     "snapshot_without_blocking",
     "suspended_for",
     "take_snapshot",
@@ -128,7 +130,6 @@ __all__ = [
     "tree_lines",
     "tree_of",
     "tree_pieces",
-    "tree_text",
     "waits_for",
     "was_blocked",
     "whereabouts",

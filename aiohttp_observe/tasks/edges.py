@@ -18,7 +18,7 @@ __all__ = [
     "next_completed",
     "next_is_enough",
     "next_is_timed",
-    "timed",
+    "task_of_wait_for",
     "wait_is_timed",
     "waited_set",
 ]
@@ -75,7 +75,7 @@ def _shielded(inner: Any) -> Awaited:
     return Awaited("shield", f"shield → {within.detail}", within.on)
 
 
-def timed(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
+def task_of_wait_for(awaitables: Sequence[Any], index: int) -> Iterable[Any]:
     """The task in which ``asyncio.wait_for`` runs a coroutine, up to Python 3.11."""
     return (held for held in held_by(awaitables[index]) if isinstance(held, asyncio.Task))
 

@@ -12,7 +12,7 @@ from .places import is_library
 from .resources import is_asked_for_by_library
 from .seen import Seen
 from .stacks import Reading
-from .tracker import is_adopted, number_of
+from .tracker import is_request_task, number_of
 
 __all__ = ["Crowd", "Encounter", "Groups"]
 
@@ -121,7 +121,7 @@ class Groups:
         if crowd is None:
             crowd = self._crowds[key] = Crowd(seen)
         crowd.add(seen)
-        if seen.exchange is not None and is_adopted(seen.task):
+        if seen.exchange is not None and is_request_task(seen.task):
             self._add_own(crowd, seen, seen.exchange)
 
     def _add_own(self, crowd: Crowd, seen: Seen, exchange: Exchange) -> None:

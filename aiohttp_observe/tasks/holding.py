@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, ref
 from .chain import Chain
 from .stacks import read_wait
 from .suspension import stack_of_chain
-from .tracker import exchange_of, is_adopted
+from .tracker import exchange_of, is_request_task
 
 __all__ = ["held_seconds", "note_contention"]
 
@@ -95,5 +95,5 @@ def _known(memory: WeakKeyDictionary[Any, Any], resource: Any) -> Any:
 
 def _suspended_since(task: asyncio.Task[Any]) -> list[float]:
     """Since when a request's own task is suspended: it can't have left its ``async with`` meanwhile."""
-    exchange = exchange_of(task) if is_adopted(task) else None
+    exchange = exchange_of(task) if is_request_task(task) else None
     return [] if exchange is None or exchange.suspended_at is None else [exchange.suspended_at]

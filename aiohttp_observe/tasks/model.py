@@ -41,6 +41,10 @@ class Frame:
         return f"{PurePath(self.file).name}:{self.line}"
 
     @property
+    def whole(self) -> str:
+        return f"{self.file}:{self.line} in {self.function}"
+
+    @property
     def named(self) -> str:
         """The place in words: ``render (report.py:88)``."""
         return f"{self.function} ({self.short})"

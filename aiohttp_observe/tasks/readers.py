@@ -73,7 +73,7 @@ class _References:
         reads = False
         try:
             frames = list(_frames(task))
-        except Exception:  # likewise
+        except Exception:  # an awaitable that is like no other
             self._unseen = True
             return True
         for code, held in frames:

@@ -35,14 +35,14 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.state is not None:
-            check_choice("take_snapshot(state=...)", self.state, STATES)
-        check_choice("take_snapshot(sort=...)", self.sort, SORTS)
+            check_choice("state", self.state, STATES)
+        check_choice("sort", self.sort, SORTS)
         for name in ("wait", "coro", "request_id", "search"):
-            check_instance(f"take_snapshot({name}=...)", getattr(self, name), (str, type(None)))
-        check_instance("take_snapshot(id=...)", self.id, (int, type(None)))
-        check_instance("take_snapshot(min_age=...)", self.min_age, (int, float, type(None)))
-        check_positive_int("take_snapshot(limit=...)", self.limit, "tasks")
-        check_positive_int("take_snapshot(frames=...)", self.frames, "frames")
+            check_instance(name, getattr(self, name), (str, type(None)))
+        check_instance("id", self.id, (int, type(None)))
+        check_instance("min_age", self.min_age, (int, float, type(None)))
+        check_positive_int("limit", self.limit, "tasks")
+        check_positive_int("frames", self.frames, "frames")
 
     @property
     def filters(self) -> bool:

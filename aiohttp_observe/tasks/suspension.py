@@ -67,7 +67,7 @@ def whereabouts(task: asyncio.Task[Any]) -> str:
         line = stack.line
     except Exception:  # an awaitable that is like no other
         return "nobody knows where"
-    return doing if line is None else f"{doing} at {line.file}:{line.line} in {line.function}"
+    return doing if line is None else f"{doing} at {line.whole}"
 
 
 def stack_of_chain(chain: Chain) -> Stack:

@@ -28,17 +28,18 @@ __all__ = [
     "Birth",
     "TaskTracker",
     "Tasks",
-    "adopt",
     "age_of",
     "birth_of",
     "coro_of",
     "coroutine_of",
     "exchange_of",
-    "is_adopted",
     "is_made_by_wait_for",
+    "is_request_task",
+    "mark_request_task",
     "name_operation",
     "number_of",
     "operation_of",
+    "running_task",
     "title_of",
 ]
 
@@ -265,7 +266,15 @@ def is_made_by_wait_for(task: asyncio.Task[Any]) -> bool:
     return born is None or born[3] is _WAIT_FOR
 
 
-def adopt(task: asyncio.Future[Any], exchange: Exchange) -> None:
+def running_task() -> asyncio.Task[Any] | None:
+    """The task that runs here; ``None`` elsewhere than on a loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def mark_request_task(task: asyncio.Future[Any], exchange: Exchange) -> None:
     """Mark ``task`` as the own task of the request ``exchange``."""
     try:  # noqa: SIM105 - suppress() costs ten times as much
         task._observe_exchange = exchange  # type: ignore[attr-defined]
@@ -273,7 +282,7 @@ def adopt(task: asyncio.Future[Any], exchange: Exchange) -> None:
         pass
 
 
-def is_adopted(task: asyncio.Future[Any]) -> bool:
+def is_request_task(task: asyncio.Future[Any]) -> bool:
     """Whether ``task`` is a request's own."""
     return hasattr(task, "_observe_exchange")
 

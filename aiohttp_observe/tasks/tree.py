@@ -10,7 +10,7 @@ from ..jsonpieces import Long, encode, pieces
 from .model import Frame, Resource, Served, Snapshot, TaskInfo
 from .places import line_to_name
 
-__all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces", "tree_text"]
+__all__ = ["Tree", "tree_lines", "tree_of", "tree_pieces"]
 
 _MOST_HOLDERS = 5
 """Holders of a resource that each who waits there leads to: to all of them it might be millions of edges."""
@@ -107,13 +107,8 @@ def tree_pieces(tree: Tree) -> Iterator[str]:
     )
 
 
-def tree_text(tree: Tree) -> str:
-    """Who awaits whom and who started whom, indented; a task that stands there already is only mentioned."""
-    return "".join(f"{line}\n" for line in tree_lines(tree))
-
-
 def tree_lines(tree: Tree) -> Iterator[str]:
-    """The lines of `tree_text`."""
+    """Who awaits whom and who started whom, indented; a task that stands there already is only mentioned."""
     nodes = {node.id: node for node in tree.nodes}
     awaits: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
     created: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)

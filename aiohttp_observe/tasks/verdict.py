@@ -18,7 +18,7 @@ from .resources import ResourceIndex, state_of
 from .stacks import Reading
 from .suspension import outbound_call
 from .threads import caller_of, innermost_frames
-from .tracker import age_of, exchange_of, is_adopted, number_of, title_of
+from .tracker import age_of, exchange_of, is_request_task, number_of, title_of
 from .unretrieved import Unretrieved
 
 __all__ = ["findings", "was_blocked"]
@@ -44,7 +44,7 @@ _MEETING_PLACES = (
 )
 """What may be waited at for anything, too; a lock, a semaphore or a pool is waited for until it is free."""
 _BY_THREADS = {"dns", "executor"}
-_OUTBOUND = {"connect", "dns", "http_client", "pool"}
+_OUTBOUND = {"connect", "dns", "http_client"}
 _LASTING_SECONDS = 1.0
 """Time for which a request waits for a thread that is worth a sentence: shorter waits are soon over."""
 _YOUNG_SECONDS = 0.5
@@ -200,7 +200,7 @@ class _Verdict:
 
     def _waiting(self, resource: Resource) -> str:
         tasks = [self._index.tasks[number] for number in resource.waiters]
-        own = sum(map(is_adopted, tasks))
+        own = sum(map(is_request_task, tasks))
         number = len(tasks)
         who = _of_all(number, self._requests) if own == number else counted(number, "task")
         place = "" if resource.frame is None else f" at {resource.frame.short}"
@@ -237,7 +237,7 @@ class _Verdict:
 
     def _name_of(self, number: int) -> str:
         task = self._index.tasks[number]
-        exchange = exchange_of(task) if is_adopted(task) else None
+        exchange = exchange_of(task) if is_request_task(task) else None
         return title_of(task) + ("" if exchange is None else f" ({exchange.method} {exchange.route})")
 
 

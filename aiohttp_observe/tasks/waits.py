@@ -22,7 +22,7 @@ from .edges import (
     next_completed,
     next_is_enough,
     next_is_timed,
-    timed,
+    task_of_wait_for,
     wait_is_timed,
     waited_set,
 )
@@ -263,7 +263,7 @@ _MEETING_POINTS: list[tuple[str, type, str]] = [
 if sys.version_info >= (3, 11):
     _MEETING_POINTS.append(("barrier", asyncio.Barrier, "wait"))
 
-_TIMED = timed if sys.version_info < (3, 12) else None
+_TASK = task_of_wait_for if sys.version_info < (3, 12) else None
 _NEXT_COMPLETED = Rule(
     "wait", "as_completed", awaits=next_completed, timed=next_is_timed, any_of=next_is_enough
 )
@@ -275,7 +275,7 @@ _rules: dict[tuple[str, str], Rule] = {
         "wait", "wait", awaits=waited_set, timed=wait_is_timed, any_of=first_is_enough
     ),
     ("asyncio.tasks", "wait_for"): Rule(
-        "wait_for", "wait_for", final=False, awaits=_TIMED, timed=wait_is_timed
+        "wait_for", "wait_for", final=False, awaits=_TASK, timed=wait_is_timed
     ),
     ("asyncio.tasks", "as_completed.<locals>._wait_for_one"): _NEXT_COMPLETED,  # up to Python 3.12
     ("asyncio.tasks", "_AsCompletedIterator._wait_for_one"): _NEXT_COMPLETED,

@@ -17,7 +17,7 @@ from .chain import Chain, held_by
 from .model import LoopState, Resource
 from .seen import Seen
 from .suspension import outbound_call
-from .tracker import is_adopted, number_of
+from .tracker import is_request_task, number_of
 
 __all__ = ["Circumstances", "is_orphan", "warnings_of"]
 
@@ -63,7 +63,7 @@ class Circumstances:
         exchange = seen.exchange
         if seen.reading is None or exchange is None or exchange.suspended_at is None:
             return None
-        return self.now - exchange.suspended_at if is_adopted(seen.task) else None
+        return self.now - exchange.suspended_at if is_request_task(seen.task) else None
 
     def median_of_peers(self, seen: Seen) -> tuple[float, int] | None:
         """The median wait at the line of a task, and of how many tasks; ``None`` of too few."""
@@ -188,7 +188,7 @@ def is_orphan(seen: Seen) -> bool:
     return (
         exchange is not None
         and exchange.duration is not None
-        and not is_adopted(task)
+        and not is_request_task(task)
         and task not in exchange.scope.background
-        and task not in exchange.scope.elsewhere
+        and task not in exchange.scope.supervised
     )

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span
 from ..exchange import Meter, current_exchange, current_scope
 from ..options import check_instance
 from ..redaction import MARK, in_text, is_secret
-from ..tasks import name_operation
+from ..tasks import name_operation, running_task
 from ..texts import qualified_name, title, valid
 from .span import fail
 
@@ -56,7 +56,7 @@ class operation:  # noqa: N801 - reads as a statement: ``with operation("price l
         self._span = self._started_span()
         self._around = context_api.get_current()
         context_api.attach(trace.set_span_in_context(self._span))
-        self._task = _task_or_none()
+        self._task = running_task()
         if self._task is not None:
             self._outer = name_operation(self._task, self._name)
         self._at, self._started = time_ns(), perf_counter()
@@ -153,13 +153,6 @@ def _redacted(name: str, value: Any) -> Any:
     if type(value) in (list, tuple):
         return [in_text(item) if isinstance(item, str) else item for item in value]
     return in_text(value) if isinstance(value, str) else value
-
-
-def _task_or_none() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # not on an event loop
-        return None
 
 
 def _outcome_of(exc: BaseException | None) -> str:

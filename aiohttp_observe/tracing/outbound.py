@@ -158,7 +158,7 @@ class _ClientSpan(LightSpan):
         return name_of(self._of[0])
 
     def _tell_attributes(self) -> dict[str, Any]:
-        return {**_attributes_of(self._of), **self._tell_outcome()}
+        return _attributes_of(self._of)
 
     def _tell_outcome(self) -> dict[str, Any]:
         return {} if self._outcome is None else _attributes_of_outcome(self._outcome)

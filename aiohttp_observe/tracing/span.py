@@ -154,7 +154,10 @@ def _looks_at_no_attributes(sampler: Sampler) -> bool:
 
 
 def _bound_of(sampler: Any) -> int | None:
-    """Below which low half of its id a trace without parent is sampled, if ``sampler`` asks no more."""
+    """Below which number the low half of a root's trace id has to be for it to be sampled.
+
+    ``None`` if ``sampler`` asks for more.
+    """
     if _is(sampler, ParentBased):
         return _bound_of(sampler._root)
     if _is(sampler, TraceIdRatioBased):

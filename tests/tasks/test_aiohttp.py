@@ -11,7 +11,7 @@ from aiohttp import ClientSession, TCPConnector, web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 
-from aiohttp_observe.tasks import TaskInfo, Wait, adopt, drive, number_of, take_snapshot
+from aiohttp_observe.tasks import TaskInfo, Wait, drive, mark_request_task, number_of, take_snapshot
 
 from .scenes import info_of, suspended
 from .test_chain import Driven
@@ -59,7 +59,7 @@ async def driven(
     """As the real one does: adopts the task and drives the handler."""
     task = asyncio.current_task()
     assert task is not None
-    adopt(task, an_exchange("r9"))
+    mark_request_task(task, an_exchange("r9"))
     return await drive(handler, request, Driven())
 
 

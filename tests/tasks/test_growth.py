@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from aiohttp_observe.exchange import Exchange, Scope
-from aiohttp_observe.tasks import adopt, take_snapshot
+from aiohttp_observe.tasks import mark_request_task, take_snapshot
 from aiohttp_observe.tasks.groups import Groups
 from aiohttp_observe.tasks.growth import Growing, grown
 from aiohttp_observe.tasks.seen import Look
@@ -106,7 +106,7 @@ async def test_requests_are_no_leak_however_many_come() -> None:
         async with suspended(*(forgotten() for _ in range(count))) as tasks:
             look, groups = Look(loop, depth=3), Groups()
             for task in tasks:
-                adopt(task, Exchange(Scope(), "r", "GET", "/chat", "/chat", None, None, 0.0))
+                mark_request_task(task, Exchange(Scope(), "r", "GET", "/chat", "/chat", None, None, 0.0))
                 groups.add(look.at(task))
             told += grown(loop, groups, now)
     assert told == []

@@ -11,7 +11,7 @@ from weakref import ref
 import pytest
 
 from aiohttp_observe.exchange import Exchange, Scope
-from aiohttp_observe.tasks import Resource, adopt, note_contention, take_snapshot
+from aiohttp_observe.tasks import Resource, mark_request_task, note_contention, take_snapshot
 
 from .scenes import suspended
 
@@ -110,7 +110,7 @@ async def test_a_request_that_never_ran_again_has_held_it_since() -> None:
     lock = asyncio.Lock()
     exchange = Exchange(Scope(), "r1", "GET", "/", "/", None, None, perf_counter())
     async with suspended(inside(lock), inside(lock)) as (holder, _):
-        adopt(holder, exchange)
+        mark_request_task(holder, exchange)
         exchange.suspended_at = perf_counter() - 30
         seconds = held()
     assert seconds is not None

@@ -20,10 +20,10 @@ from aiohttp_observe.tasks import (
     Snapshot,
     TaskInfo,
     Tasks,
-    adopt,
     count_tasks,
     find_tasks,
     json_pieces,
+    mark_request_task,
     number_of,
     snapshot_without_blocking,
     take_snapshot,
@@ -63,7 +63,7 @@ class TestFilters:
     async def chosen(self, **filters: Any) -> list[str]:
         """The coroutines of the tasks that pass."""
         async with suspended(worker(), reader(), reader()) as tasks:
-            adopt(tasks[1], an_exchange("r7"))
+            mark_request_task(tasks[1], an_exchange("r7"))
             return [info.coro for info in take_snapshot(**filters).tasks]
 
     async def test_by_state(self) -> None:
@@ -208,7 +208,7 @@ class TestJson:
         async with suspended(hold(), want()) as tasks:
             exchange = an_exchange('r"1\u2028é')
             exchange.duration = 1.0
-            adopt(tasks[0], exchange)
+            mark_request_task(tasks[0], exchange)
             tasks[1].set_name('"quoted" \ud800 \u2028')
             snapshot = take_snapshot()
         tracker.uninstall()

@@ -23,8 +23,8 @@ from aiohttp_observe.tasks import (
     resource_pieces,
     snapshot_without_blocking,
     take_snapshot,
+    tree_lines,
     tree_of,
-    tree_text,
 )
 
 SECONDS = 3.0
@@ -125,7 +125,7 @@ def test_looks_never_fail_and_never_show_a_task_twice(make: Callable[[], asyncio
         snapshot = take_snapshot(loop, limit=100_000)
         assert_sound(snapshot)
         "".join(json_pieces(snapshot))
-        tree_text(tree_of(snapshot))
+        list(tree_lines(tree_of(snapshot)))
         "".join(resource_pieces(snapshot))
         count_tasks(loop)
 

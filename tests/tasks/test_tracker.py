@@ -16,9 +16,9 @@ from aiohttp_observe.tasks import (
     Frame,
     Tasks,
     TaskTracker,
-    adopt,
     birth_of,
     exchange_of,
+    mark_request_task,
     name_operation,
     number_of,
     take_snapshot,
@@ -166,7 +166,7 @@ class TestRequest:
     async def test_is_adopted_by_its_own_task(self) -> None:
         async with suspended(asyncio.sleep(60)) as (task,):
             exchange = an_exchange()
-            adopt(task, exchange)
+            mark_request_task(task, exchange)
             assert exchange_of(task) is exchange
             assert info_of(task).age_seconds is not None
 
@@ -191,7 +191,7 @@ class TestRequest:
     async def test_is_not_made_an_orphan_itself_by_its_last_steps(self) -> None:
         async with suspended(asyncio.sleep(60)) as (task,):
             exchange = an_exchange()
-            adopt(task, exchange)
+            mark_request_task(task, exchange)
             exchange.duration = 0.001
             assert not info_of(task).orphan
 

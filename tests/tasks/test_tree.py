@@ -15,9 +15,9 @@ from aiohttp_observe.tasks import (
     Tree,
     number_of,
     take_snapshot,
+    tree_lines,
     tree_of,
     tree_pieces,
-    tree_text,
 )
 
 from .scenes import suspended
@@ -29,6 +29,10 @@ async def tracked() -> AsyncIterator[None]:
     tracker = Tasks().install(asyncio.get_running_loop())
     yield
     tracker.uninstall()
+
+
+def text_of(tree: Tree) -> str:
+    return "".join(f"{line}\n" for line in tree_lines(tree))
 
 
 async def forever() -> None:
@@ -107,7 +111,7 @@ async def test_a_waiter_leads_through_the_lock_to_its_holder() -> None:
     lock = asyncio.Lock()
     async with suspended(inside(lock), inside(lock)) as (holder, waiter):
         found = tree()
-        text = tree_text(found)
+        text = text_of(found)
     ((task, other, via),) = found.awaits
     assert (task, other) == (number_of(waiter), number_of(holder))
     assert via == f"Lock {number_of(lock)} (locked)"
@@ -118,7 +122,7 @@ async def test_thousands_that_wait_lead_to_a_few_of_many_holders() -> None:
     semaphore = asyncio.BoundedSemaphore(100)
     async with suspended(*(inside(semaphore) for _ in range(600))) as tasks:
         found = tree()
-        text = tree_text(found)
+        text = text_of(found)
     waiters, holders, (via,) = (set(column) for column in zip(*found.awaits, strict=True))
     assert waiters == set(map(number_of, tasks[100:]))
     assert holders < set(map(number_of, tasks[:100]))
@@ -149,14 +153,14 @@ async def test_of_many_holders_the_one_in_a_deadlock_is_drawn() -> None:
 
 async def test_the_text_indents_whom_is_awaited() -> None:
     async with suspended(family()):
-        lines = drawn(tree_text(tree(sort="age")), "Who awaits whom")
+        lines = drawn(text_of(tree(sort="age")), "Who awaits whom")
     start = lines.index("parent")
     assert lines[start : start + 4] == ["parent", "  first", "  second", "    grandchild"]
 
 
 async def test_the_text_tells_the_line_the_wait_and_the_age() -> None:
     async with suspended(forever()) as (task,):
-        text = tree_text(tree())
+        text = text_of(tree())
     line, _ = (line for line in text.splitlines() if line.lstrip().startswith(task.get_name() + " "))
     assert f"{task.get_name()} (task {number_of(task)}) forever: future at test_tree.py:" in line
     assert line.endswith(" s old")
@@ -164,7 +168,7 @@ async def test_the_text_tells_the_line_the_wait_and_the_age() -> None:
 
 async def test_a_task_that_two_await_is_drawn_once() -> None:
     async with suspended(two_names_for_one()):
-        lines = drawn(tree_text(tree()), "Who awaits whom")
+        lines = drawn(text_of(tree()), "Who awaits whom")
     start = lines.index("parent")
     assert [line.partition(",")[0] for line in lines[start : start + 4]] == [
         "parent",
@@ -178,7 +182,7 @@ async def test_a_deadlock_is_told_and_drawn_without_end() -> None:
     lock = asyncio.Lock()
     async with suspended(twice(lock), inside(lock)) as (stuck, _):
         found = tree()
-        text = tree_text(found)
+        text = text_of(found)
     number = number_of(stuck)
     assert found.cycles == ((number,),)
     assert text.startswith(f"deadlock: stuck (task {number}) → stuck (task {number})\n")
@@ -195,7 +199,7 @@ async def test_a_ring_of_two_is_drawn() -> None:
                 pass
 
     async with suspended(crossing(first, second), crossing(second, first)) as (a, b):
-        lines = drawn(tree_text(tree()), "Who awaits whom")
+        lines = drawn(text_of(tree()), "Who awaits whom")
     named = [line for line in lines if a.get_name() in line or b.get_name() in line]
     assert len(named) == 3  # either, and the first again
 
@@ -207,7 +211,7 @@ async def test_a_chain_longer_than_the_stack_is_drawn() -> None:
     task = asyncio.create_task(link(1500))
     for _ in range(1510):
         await asyncio.sleep(0)
-    text = tree_text(tree(limit=5000))
+    text = text_of(tree(limit=5000))
     innermost = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     # The recursion of cancelling all from the outermost would be too deep for asyncio itself.
     for each in innermost:
@@ -220,7 +224,7 @@ async def test_a_chain_longer_than_the_stack_is_drawn() -> None:
 async def test_names_cannot_forge_lines() -> None:
     async with suspended(forever()) as (task,):
         task.set_name("innocent\nWho awaits whom\x1b[31m")
-        text = tree_text(tree())
+        text = text_of(tree())
     assert "innocent?Who awaits whom?[31m (task " in text
     assert text.count("\nWho awaits whom\n") + text.startswith("Who awaits whom\n") == 1
 
@@ -228,7 +232,7 @@ async def test_names_cannot_forge_lines() -> None:
 async def test_the_limit_leaves_no_edge_without_its_nodes() -> None:
     async with suspended(family()):
         found = tree(limit=2)
-        text = tree_text(found)
+        text = text_of(found)
     known = {node.id for node in found.nodes}
     assert len(known) == 2
     assert found.truncated == 3

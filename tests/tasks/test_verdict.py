@@ -22,9 +22,9 @@ from aiohttp_observe.tasks import (
     Frame,
     LoopState,
     Tasks,
-    adopt,
     exchange_of,
     findings_to_dict,
+    mark_request_task,
     number_of,
     register_wait_kind,
     resource_pieces,
@@ -56,7 +56,9 @@ def serve(tasks: list[asyncio.Task[Any]], age: float = 0.6) -> None:
     """Make each a request's own task."""
     for number, task in enumerate(tasks):
         began = perf_counter() - age
-        adopt(task, Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, began))
+        mark_request_task(
+            task, Exchange(Scope(), f"r{number}", "GET", "/orders", "/orders", None, None, began)
+        )
 
 
 def exchange_of_request(task: asyncio.Task[Any]) -> Exchange:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aiohttp_observe.exchange import CURRENT, Exchange, Scope
-from aiohttp_observe.tasks import Blocked, LoopState, Tasks, adopt, number_of, take_snapshot
+from aiohttp_observe.tasks import Blocked, LoopState, Tasks, mark_request_task, number_of, take_snapshot
 
 from .scenes import info_of, suspended
 
@@ -31,7 +31,7 @@ def served(task: asyncio.Task[Any], *, waiting: float | None = None, name: str =
     exchange = Exchange(Scope(), name, "GET", "/", "/", None, None, perf_counter() - 200)
     if waiting is not None:
         exchange.suspended_at = perf_counter() - waiting
-    adopt(task, exchange)
+    mark_request_task(task, exchange)
     return exchange
 
 
@@ -56,7 +56,7 @@ class TestOrphan:
         async def handler() -> None:
             task = asyncio.current_task()
             assert task is not None
-            adopt(task, exchange)
+            mark_request_task(task, exchange)
             token = CURRENT.set(exchange)
             children.append(asyncio.create_task(forever()))
             CURRENT.reset(token)
