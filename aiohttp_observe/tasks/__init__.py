@@ -9,7 +9,7 @@ loop is blocked.
 ``selection``   the filters
 ``seen``        one task, examined
 ``chain``       the await chain: coroutines down to the innermost
-``blocks``      the ``async with`` blocks it is in
+``managers``    the context managers whose ``async with`` block it is in
 ``stacks``      what tasks at the same places have in common
 ``waits``       the kinds of waiting, `register_wait_kind`
 ``edges``       who waits for whom

@@ -16,10 +16,10 @@ from time import perf_counter
 from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType, MethodType
 from typing import Any
 
-from .blocks import EXIT_IS_APART, entered_by, managers_in
 from .chain import Chain, held_by
 from .deadlock import Need, cycles
 from .holding import held_seconds
+from .managers import EXIT_IS_APART, entered_by, managers_in
 from .model import Frame, Resource
 from .places import is_library
 from .readers import may_release, readers_of, running_codes
@@ -79,7 +79,7 @@ class ResourceIndex:
         self.tasks[number] = task
         self.readings[number] = reading
         self._awaited[number] = getattr(task, "_fut_waiter", None)
-        if stack.blocks:
+        if stack.managing:
             for lock in _held_locks(chain, stack, waits_at):
                 self._of(lock).holders[number] = None
         if reading is None:
@@ -178,7 +178,7 @@ class ResourceIndex:
 
     def _runs_in_a_block(self) -> bool:
         """Whether a running task may be inside of something: where exits lie apart, that can't be seen."""
-        return any(_has_blocks(code) for task in self._live() for code in running_codes(task))
+        return any(_may_manage(code) for task in self._live() for code in running_codes(task))
 
     def _is_certain(self, stuck: Iterable[int]) -> bool:
         """Whether the tasks among ``stuck``, which are ids of tasks and resources, still wait as they did.
@@ -267,7 +267,7 @@ def _entered(semaphore: asyncio.Semaphore) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _has_blocks(code: CodeType) -> bool:
+def _may_manage(code: CodeType) -> bool:
     return any(each.argrepr == "__aexit__" for each in dis.get_instructions(code))
 
 
@@ -286,7 +286,7 @@ def _behind(cycle: Iterable[int], needs: Mapping[int, Need]) -> set[int]:
 def _held_locks(chain: Chain, stack: Stack, waits_at: Any) -> list[Any]:
     """The locks and semaphores in whose ``async with`` blocks a task is, and not just about to be."""
     locks = []
-    for index in stack.blocks:
+    for index in stack.managing:
         if index < chain.own:
             for manager in entered_by(chain.awaitables[index], chain.awaitables):
                 lock = _lock_of(manager)

@@ -73,7 +73,7 @@ class Look:
                 reading = read_wait(chain, stack)
                 if reading is not stack.reading:
                     reading = self._shared(reading)
-            if stack.blocks or (reading is not None and reading is not stack.reading):
+            if stack.managing or (reading is not None and reading is not stack.reading):
                 self.index.note(task, chain, stack, reading)
         except Exception as exc:  # somebody's own task, future or awaitable that is like no other
             failure = type(exc).__qualname__

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from types import AsyncGeneratorType
 from typing import Any, NamedTuple
 
-from .blocks import managers_in
 from .chain import Chain, held_by
 from .edges import awaited
+from .managers import managers_in
 from .model import Frame
 from .places import is_library
 from .waits import TIMEOUT, Rule, rule_for, timeouts_of
@@ -28,12 +28,12 @@ class Stack:
     ``line``      the innermost of the service's own lines, else the innermost of all
     ``marks``     the links that say something about the wait, outermost first; those without a
                   rule are in an ``async with`` block, which may be a timeout
-    ``blocks``    the links that are in an ``async with`` block or iterate over an async generator
+    ``managing``  the links that are in an ``async with`` block or iterate over an async generator
     ``entering``  whether one more block is about to be entered
     ``phrase``, ``reading``  what the marks say, if it is the same for every task here
     """
 
-    __slots__ = ("_codes", "blocks", "entering", "frames", "line", "marks", "phrase", "reading", "start")
+    __slots__ = ("_codes", "entering", "frames", "line", "managing", "marks", "phrase", "reading", "start")
 
     def __init__(self, chain: Chain, depth: int) -> None:
         number = len(chain.frames)
@@ -45,7 +45,7 @@ class Stack:
         names = [frame.f_code.co_name for frame in chain.frames[-3:]]
         self.entering = names[-2:-1] == ["__aenter__"] and names[0] != "enter_async_context"
         self.marks: list[tuple[int, Rule | None]] = []
-        self.blocks: list[int] = []
+        self.managing: list[int] = []
         told_for = ""  # the package whose function a rule was last found for
         for index, awaitable in enumerate(chain.awaitables):
             rule, package = rule_for(chain, index), _package(chain, index)
@@ -57,7 +57,7 @@ class Stack:
             held = held_by(awaitable)
             in_block = bool(managers_in(held))
             if in_block or any(type(each) is AsyncGeneratorType for each in held):
-                self.blocks.append(index)
+                self.managing.append(index)
             if in_block and package != told_for:  # else a timeout is the function's own affair
                 self.marks.append((index, None))
         self.phrase = _fixed_phrase(chain, self.marks)

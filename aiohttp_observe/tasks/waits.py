@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import AsyncGeneratorType
 from typing import Any, NamedTuple
 
-from .blocks import entered_by
 from .chain import Chain, held_by
 from .edges import (
     first_is_enough,
@@ -26,6 +25,7 @@ from .edges import (
     wait_is_timed,
     waited_set,
 )
+from .managers import entered_by
 
 __all__ = [
     "TIMEOUT",

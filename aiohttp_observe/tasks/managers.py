@@ -1,4 +1,4 @@
-"""The ``async with`` blocks that a suspended coroutine or generator is in."""
+"""The context managers in whose ``async with`` block a suspended coroutine or generator is."""
 
 from __future__ import annotations
 
