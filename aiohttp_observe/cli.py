@@ -29,6 +29,8 @@ _NO_CONSOLE = (
     "this is no task console: point --url or AIOHTTP_OBSERVE_URL at one, whose path is /_tasks unless the "
     "service has another"
 )
+_OF_ANOTHER_SHAPE = (AttributeError, LookupError, RecursionError, TypeError)
+"""What is raised by a document of whoever else answers there, or of another version."""
 _CLEAR = "\x1b[H\x1b[2J"
 _in_library = re.compile(
     r"[/\\](site-packages|dist-packages|python3\.\d+|asyncio|aiohttp_observe)[/\\]|\\Lib\\|^<frozen"
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that has left is no trouble, and not at exit
     except BrokenPipeError:  # whoever read it has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as exc:
+    except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, *_OF_ANOTHER_SHAPE) as exc:
         by_socket = options.unix_socket is not None
         where = options.unix_socket if by_socket else options.url
         print(f"aiohttp-observe: {_plain(f'{where}: {_told(exc, by_socket)}')}", file=sys.stderr)
@@ -148,6 +150,8 @@ def _told(trouble: Exception, by_socket: bool) -> str:
         return (_unreached_socket if by_socket else _unreached_port)(trouble.os_error)
     if isinstance(trouble, aiohttp.InvalidURL):
         return "this is no URL"
+    if isinstance(trouble, _OF_ANOTHER_SHAPE):
+        return f"{_NO_CONSOLE} ({type(trouble).__name__}: {trouble})"
     return str(trouble) or type(trouble).__name__
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from aiohttp_observe import OBSERVABILITY, Admin, Metrics, setup_observability
-from aiohttp_observe.cli import _default_url, _where, main
+from aiohttp_observe.cli import _PARTS, _default_url, _where, main
 
 from .service import PATIENCE, ROOT, Service, free_port, serving, until
 
@@ -262,6 +262,24 @@ async def test_what_is_no_console_is_said_to_be_none(
     async with serving(app) as served:
         await said(served, command, status=1)
     assert "/_tasks: this is no task console: point --url or" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["[" * 100_000, json.dumps(dict.fromkeys(_PARTS, 1)), json.dumps({key: {} for key in _PARTS})],
+    ids=["deep", "numbers", "empty"],
+)
+async def test_nor_is_what_answers_in_another_shape(capsys: pytest.CaptureFixture[str], answer: str) -> None:
+    async def anything(request: web.Request) -> web.Response:
+        return web.Response(text=answer, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", anything)
+    async with serving(app) as served:
+        await said(served, "ps", status=1)
+    told = capsys.readouterr()
+    assert "/_tasks: this is no task console: point --url or" in told.err
+    assert (told.out, told.err.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize("command", ["ps", "top"])
