@@ -8,7 +8,7 @@ or task; their number is bounded by that of the families.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
 from itertools import chain, count
@@ -88,26 +88,28 @@ class FlightRecorder:
         """
         flying, families = list(self._in_flight()), dict(list(self._families.items()))
         flying.sort(key=lambda exchange: exchange.started)
-        so_far: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         now = perf_counter()
+        number: Counter[tuple[str, str]] = Counter()
+        so_far: defaultdict[tuple[str, str], float] = defaultdict(float)
         for exchange in flying:
-            so_far[self._key(exchange.method, exchange.route)].append(now - exchange.started)
-        for key in so_far:
-            families.setdefault(key, _Family())  # none has ended yet
+            key = self._key(exchange.method, exchange.route)
+            number[key] += 1
+            so_far[key] += now - exchange.started
+        for key in number:
+            families.setdefault(key, _Family())  # if none has ended yet
         yield '{"in_flight":['
         shown = (_flying(exchange, state_of) for exchange in flying[:_MOST_IN_FLIGHT])
         yield from listed(map(encode, shown), _SLICE)
         yield '],"routes":['
-        by_time = sorted(families.items(), key=lambda item: -item[1].seconds - sum(so_far[item[0]]))
         routes = (
             {
-                "method": method,
-                "route": route,
-                "in_flight": len(so_far[method, route]),
-                "in_flight_seconds": round(sum(so_far[method, route]), 6),
+                "method": key[0],
+                "route": key[1],
+                "in_flight": number[key],
+                "in_flight_seconds": round(so_far[key], 6),
                 **family.told(),
             }
-            for (method, route), family in by_time
+            for key, family in sorted(families.items(), key=lambda item: -item[1].seconds - so_far[item[0]])
         )
         yield from listed(map(encode, routes), _SLICE)
         yield f'],"left_out":{max(0, len(flying) - _MOST_IN_FLIGHT)}}}'
@@ -151,7 +153,7 @@ class _Family:
         self._slowest: list[tuple[float, int, Exchange]] = []
         self._failed: list[Exchange] = []
         self._recent: list[Exchange] = []
-        self._last_minute: deque[_Slot] = deque(maxlen=int(_MINUTE / _SLOT))
+        self._last_minute = _LastMinute()
         self._last_failure: str | None = None
 
     def add(self, alike: Sequence[Exchange], now: float, *, has_error: bool) -> None:
@@ -162,13 +164,10 @@ class _Family:
         if has_error:
             self._errors += len(alike)
             self._failed = _newest(self._failed, alike)
-        slots, last = self._last_minute, alike[-1]
-        if not slots or now - slots[-1].begun >= _SLOT:
-            slots.append(_Slot(now))
-        slots[-1].count += len(alike)
-        if _is_failed(last):
-            slots[-1].failed += len(alike)
-            self._last_failure = last.error_type
+        failed = _is_failed(alike[-1])
+        if failed:
+            self._last_failure = alike[-1].error_type
+        self._last_minute.add(now, len(alike), failed=failed)
         for exchange in alike:
             if exchange.waiting or exchange.ready:
                 self._add_waits(exchange)
@@ -202,12 +201,11 @@ class _Family:
 
     def failing(self, method: str, route: str, now: float) -> Failing | None:
         """Whether it fails just ``now``, as the route it is of."""
-        slots = [slot for slot in list(self._last_minute) if now - slot.begun < _MINUTE]
-        failed, count = sum(slot.failed for slot in slots), sum(slot.count for slot in slots)
+        failed, total = self._last_minute.counted(now)
         recent = self._recent
         all_of_late = failed > 0 and len(recent) == _KEPT and all(map(_is_failed, recent))
-        if all_of_late or (failed >= _OFTEN and failed >= _SHARE * count):
-            return Failing(method, route, str(self._last_failure), failed, count, all_of_late)
+        if all_of_late or (failed >= _OFTEN and failed >= _SHARE * total):
+            return Failing(method, route, str(self._last_failure), failed, total, all_of_late)
         return None
 
     def kept(self) -> Iterator[Exchange]:
@@ -231,15 +229,23 @@ class _Family:
         }
 
 
-class _Slot:
-    """How many requests ended, and failed, in some seconds."""
+class _LastMinute:
+    """How many requests ended, and failed, in about the last minute: by when some seconds began."""
 
-    __slots__ = ("begun", "count", "failed")
+    def __init__(self) -> None:
+        self._slots: deque[tuple[float, list[int]]] = deque(maxlen=int(_MINUTE / _SLOT))
 
-    def __init__(self, begun: float) -> None:
-        self.begun = begun
-        self.count = 0
-        self.failed = 0
+    def add(self, now: float, number: int, *, failed: bool) -> None:
+        if not self._slots or now - self._slots[-1][0] >= _SLOT:
+            self._slots.append((now, [0, 0]))
+        counts = self._slots[-1][1]
+        counts[0] += number if failed else 0
+        counts[1] += number
+
+    def counted(self, now: float) -> tuple[int, int]:
+        """How many failed, and of how many; in any thread."""
+        recent = [counts for begun, counts in list(self._slots) if now - begun < _MINUTE]
+        return sum(failed for failed, _ in recent), sum(total for _, total in recent)
 
 
 def _newest(kept: Sequence[Exchange], ended: Sequence[Exchange]) -> list[Exchange]:

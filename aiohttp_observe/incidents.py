@@ -215,7 +215,9 @@ class _Recent(Generic[K, V]):
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def use(self, key: K) -> V:
-        value = self._values.setdefault(key, self._make())
+        value = self._values.get(key)
+        if value is None:
+            value = self._values[key] = self._make()
         self._values.move_to_end(key)
         if len(self._values) > _MOST:
             self._values.popitem(last=False)

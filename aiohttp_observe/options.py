@@ -14,6 +14,7 @@ __all__ = [
     "check_path",
     "check_positive",
     "check_positive_int",
+    "check_texts",
     "environment",
 ]
 
@@ -44,6 +45,13 @@ def check_names(option: str, value: Any, example: str) -> None:
     """Raise ``TypeError`` unless ``value`` is a tuple of strings that aren't empty."""
     if not isinstance(value, tuple) or not all(isinstance(name, str) and name for name in value):
         raise TypeError(f"{option} takes a tuple of names such as {example}, got {value!r}")
+
+
+def check_texts(option: str, value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a collection of strings, and not one itself."""
+    check_instance(option, value, (tuple, list, set, frozenset))
+    for text in value:
+        check_instance(option, text, str)
 
 
 def check_positive(option: str, value: Any, unit: str) -> None:

@@ -961,6 +961,23 @@ async def test_a_stream_that_is_not_utf_8_gets_escapes() -> None:
     assert json.loads(raw.getvalue().splitlines()[0])["message"] == "tea 🫖"
 
 
+async def test_a_character_that_it_lacks_costs_no_other_one() -> None:
+    """Each line is as long as by itself: so those are counted that a full disk has no room for."""
+
+    def work() -> None:
+        shop.info("café")
+        shop.info("tea 🫖")
+
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="latin-1")
+    app = application(work, logs=Logs(stream=stream, replace=True, access=False), metrics=None)
+    async with serving(app) as service:
+        await service.get("/work")
+    first, second, *_ = raw.getvalue().splitlines()
+    assert b"caf\xe9" in first
+    assert b"tea \\ud83e\\uded6" in second
+
+
 class Tee:
     """Writes to two streams, and says of all else what the first one does."""
 

@@ -753,6 +753,27 @@ async def test_who_closes_a_websocket_first_gives_the_code(first: int | None) ->
     assert exchange.websocket.close_code == seen == (first or 1000)
 
 
+async def test_one_whose_class_is_closed_by_position_is_told_with_its_code() -> None:
+    class Curt(web.WebSocketResponse):
+        async def close(self, code: int = 1000, *rest: Any, **options: Any) -> bool:  # type: ignore[override]
+            return await super().close(code=code, **options)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        socket = Curt()
+        await socket.prepare(request)
+        await socket.close(4001)
+        return socket
+
+    async with echoing(handler) as (app, service, told):
+        async with service.session.ws_connect(service.url("/")) as client:
+            await client.receive()
+            assert client.close_code == 4001
+        (exchange,) = await ended(app, told, 1)
+    assert exchange.websocket is not None
+    assert exchange.websocket.close_code == 4001
+    assert _end_of(exchange) == ("/", "101", "")
+
+
 async def test_a_websocket_that_lets_nobody_exchange_its_methods_is_served_uncounted() -> None:
     class Sealed(web.WebSocketResponse):
         @property

@@ -145,17 +145,15 @@ def _listening(address: tuple[str, int] | str) -> socket.socket:
 
 
 def _private_socket(path: str) -> socket.socket:
-    """A Unix socket that only its own user may connect to, from the moment it is there."""
+    """A Unix socket that only its own user may connect to."""
     if not hasattr(socket, "AF_UNIX"):
         raise OSError("Python has no Unix sockets on this system: use Admin(port=...)")
     made = socket.socket(socket.AF_UNIX)
     try:
-        with suppress(OSError):  # macOS doesn't let one; nobody can connect before it listens, below
-            os.fchmod(made.fileno(), stat.S_IRUSR | stat.S_IWUSR)
         _remove_stale(path)
         made.bind(path)
         os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
-        made.listen()
+        made.listen()  # until when nobody can connect
     except OSError:
         made.close()
         raise

@@ -85,9 +85,10 @@ def tell_left_out(*, at_once: bool = False) -> None:
         log(
             logger,
             level,
-            f"background task %s %s{more_like_it(left_out)}",
+            "background task %s %s%s",
             name,
             ended,
+            more_like_it(left_out),
             fields=fields,
         )
 

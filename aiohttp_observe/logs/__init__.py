@@ -20,11 +20,11 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from ..exchange import Meter
-from ..options import check_choice, check_flag, check_positive_int, environment
+from ..options import check_choice, check_flag, check_positive_int, check_texts, environment
 from ..redaction import SECRETS, secret_names
 from .access import AccessLines, AccessLogger, Answered, bound_to
 from .context import RecordFactory, bind, bound, log_context
-from .lines import JsonFormatter, check_redact, to_json, to_text
+from .lines import JsonFormatter, to_json, to_text
 from .writer import Writer, WriterHandler
 
 __all__ = ["AccessLogger", "JsonFormatter", "Logs", "bind", "bound", "log_context"]
@@ -76,7 +76,7 @@ class Logs:
         check_flag("Logs(access=...)", self.access)
         check_flag("Logs(replace=...)", self.replace)
         check_positive_int("Logs(queue_size=...)", self.queue_size, "lines")
-        check_redact("Logs(redact=...)", self.redact)
+        check_texts("Logs(redact=...)", self.redact)
 
     def install(self, app: web.Application, meter: Meter, answered: Answered) -> ServerLogs:
         """Prepare ``app``: the running thing takes hold of logging when opened, not before."""

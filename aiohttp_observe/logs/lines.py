@@ -16,12 +16,12 @@ from msgspec import to_builtins
 from msgspec.json import Encoder
 
 from ..exceptiontext import text_of
-from ..options import check_instance
+from ..options import check_texts
 from ..redaction import LONGEST_STACK, LONGEST_TEXT, MARK, SECRETS, SecretNames, secret_names, shown
 from ..texts import timestamp
 from .context import IDS, context_of, ids_of, own_message
 
-__all__ = ["JsonFormatter", "check_redact", "line_of", "named_apart", "plain", "to_json", "to_text"]
+__all__ = ["JsonFormatter", "line_of", "named_apart", "plain", "to_json", "to_text"]
 
 _LONGEST_KEY = 256
 _LONGEST_FIELDS = 131_072
@@ -297,13 +297,6 @@ def line_of(record: logging.LogRecord, is_secret: SecretNames) -> dict[str, Any]
     return line
 
 
-def check_redact(option: str, names: Any) -> None:
-    """Raise ``TypeError`` unless ``names`` is a collection of texts."""
-    check_instance(option, names, (tuple, list, set, frozenset))
-    for name in names:
-        check_instance(option, name, str)
-
-
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, for `logging` configuration.
 
@@ -327,7 +320,7 @@ class JsonFormatter(logging.Formatter):
         redact: Collection[str] = SECRETS,
     ) -> None:
         super().__init__()
-        check_redact("JsonFormatter(redact=...)", redact)
+        check_texts("JsonFormatter(redact=...)", redact)
         self._is_secret = secret_names(redact)
 
     def format(self, record: logging.LogRecord) -> str:

@@ -6,7 +6,6 @@ import codecs
 import json
 import logging
 import os
-import re
 import selectors
 import sys
 import threading
@@ -30,7 +29,6 @@ _BATCH_DELAY = 0.02
 """Seconds a first line waits for company: one wake-up and one write for many lines."""
 _BATCH = 500
 _CHILD_FLUSH_SECONDS = 2.0
-_beyond_ascii = re.compile(r"[^\x00-\x7f]+")
 
 
 def _flush_at_end_of_child(writer: Writer) -> None:
@@ -198,12 +196,15 @@ def _encoded(stream: TextIO, data: bytes) -> bytes:
     text = data.decode()
     try:
         return text.encode(encoding)
+    except UnicodeEncodeError:  # each by itself: a line is as long alone as it is among others
+        return b"".join(_escaped(character, encoding) for character in text)
+
+
+def _escaped(character: str, encoding: str) -> bytes:
+    try:
+        return character.encode(encoding)
     except UnicodeEncodeError:
-        return _beyond_ascii.sub(_escaped, text).encode(encoding)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]
+        return json.dumps(character)[1:-1].encode(encoding)
 
 
 def _encoding(stream: TextIO) -> str:

@@ -37,10 +37,10 @@ def count_messages(socket: web.WebSocketResponse) -> Websocket:
         return message
 
     @wraps(close)
-    async def closed(**options: Any) -> bool:
+    async def closed(*args: Any, **options: Any) -> bool:  # by position only in a class of the service's
         if counts.close_code is None and socket.close_code is None:  # else somebody was first
-            counts.close_code = options.get("code", WSCloseCode.OK)
-        return await close(**options)
+            counts.close_code = options.get("code", args[0] if args else WSCloseCode.OK)
+        return await close(*args, **options)
 
     socket.receive, socket.close = counted, closed  # type: ignore[method-assign]
     for name, counting in _SENDING.items():

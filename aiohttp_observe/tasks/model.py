@@ -42,6 +42,7 @@ class Frame:
 
     @property
     def whole(self) -> str:
+        """All of it: ``/srv/report.py:88 in render``."""
         return f"{self.file}:{self.line} in {self.function}"
 
     @property
