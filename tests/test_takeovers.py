@@ -755,7 +755,7 @@ async def test_who_closes_a_websocket_first_gives_the_code(first: int | None) ->
 
 async def test_one_whose_class_is_closed_by_position_is_told_with_its_code() -> None:
     class Curt(web.WebSocketResponse):
-        async def close(self, code: int = 1000, *rest: Any, **options: Any) -> bool:  # type: ignore[override]
+        async def close(self, code: int = 1000, *rest: Any, **options: Any) -> bool:
             return await super().close(code=code, **options)
 
     async def handler(request: web.Request) -> web.StreamResponse:
