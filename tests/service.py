@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,20 @@ async def until(true: Callable[[], object], what: str) -> None:
 
 
 def free_port() -> int:
-    """One that nothing listens on, of those that no system gives away on its own, as to the next test."""
-    while True:
-        port = random.randint(10_000, 30_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    """One that nothing listens on, held so that the system gives it to nobody else but who asks for it."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, that may share it so
+    port: int = held.getsockname()[1]
+    _held.append(held.detach())
+    if len(_held) > _MOST_HELD:
+        os.close(_held.popleft())
+    return port
+
+
+_held: deque[int] = deque()
+_MOST_HELD = 100
+"""More than any test has use for, and far from what a process may have open."""
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -400,6 +400,31 @@ def test_work_before_the_loop_turns_or_while_it_does_not_run_is_no_block(
     assert (numbers.blocks, told(caplog)) == ([], [])
 
 
+@pytest.mark.parametrize(("seconds", "counted"), [(0.3, 0), (0.9, 1)])
+def test_what_comes_first_in_another_run_counts_without_the_time_between(
+    loop: asyncio.AbstractEventLoop,
+    numbers: Numbers,
+    caplog: pytest.LogCaptureFixture,
+    seconds: float,
+    counted: int,
+) -> None:
+    async def begin() -> LoopMonitor:
+        monitor = LoopWatch(threshold=0.5).install(loop, numbers)
+        await turn(numbers)
+        return monitor
+
+    async def go_on(monitor: LoopMonitor) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - what comes first
+        await turn(numbers)
+        monitor.close()
+
+    monitor = loop.run_until_complete(begin())
+    time.sleep(1)
+    loop.run_until_complete(go_on(monitor))
+    assert len(numbers.blocks) == len(told(caplog)) == counted
+    assert max(numbers.blocks, default=0.0) < 1.4
+
+
 def test_an_idle_loop_is_not_blocked(
     watched: RunOnLoop, numbers: Numbers, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,12 +24,14 @@ class Samples:
     ``found``      how often something was seen
     ``looked_at``  when it was looked for the first time, `time.perf_counter` seconds
     ``in_calls``   seconds for which it was seen in a call of something not Python code
+    ``runs_from``  since when the loop has run, as far as was seen: ``due``, unless it didn't run meanwhile;
+                   infinite while it doesn't
     ``starved``    seconds in which the watching thread couldn't run either
     ``told``       whether it was told as one that goes on
     """
 
     def __init__(self, due: float, starved: float) -> None:
-        self.due = due
+        self.due = self.runs_from = due
         self.starved = starved
         self.told = self.by_many = False
         self.found = 0

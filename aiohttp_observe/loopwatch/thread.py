@@ -67,6 +67,10 @@ class LoopThread:
         """Whether nobody will run the loop any more."""
         return self._loop.is_closed() or self.ident not in innermost_frames()
 
+    def runs(self) -> bool:
+        """Whether the loop runs: between two runs it turns no more than when it is blocked."""
+        return self._loop.is_running()
+
     def cpu_seconds(self) -> float:
         """CPU time of the thread, of the whole process where threads have no clock."""
         if self.clock is None:
@@ -88,7 +92,7 @@ class LoopThread:
 
     def sample(self, caller: CodeType | None) -> Sample | None:
         """What the thread does now, if it is in a callback of others.  ``caller``: see `Pulse`."""
-        if not self._loop.is_running():
+        if not self.runs():
             return None
         frame = innermost_frames().get(self.ident)
         stack = _callback_stack(frame, caller)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import perf_counter
 
 from ..exchange import Exchange
@@ -136,6 +137,10 @@ class Watchdog:
         is_new = samples is None or samples.due != due
         if samples is None or is_new:
             samples = self._samples = Samples(due, min(starved, overdue))
+        if not self._loop_thread.runs():
+            samples.runs_from = inf
+        else:
+            samples.runs_from = min(samples.runs_from, now)
         seen = self._sample_while(due)
         if seen is not None:
             seen = self._sample_anywhere_while(due) or seen
@@ -144,7 +149,7 @@ class Watchdog:
         if is_new:
             self._begin(overdue)
             inform(self.listeners, lambda listener: listener.suspected(), self._pulse.meters)
-        self._tell_of_hanging(samples, overdue - samples.starved)
+        self._tell_of_hanging(samples, now - samples.runs_from - samples.starved)
         return max(overdue, self._threshold) / 4
 
     def _sample_while(self, due: float) -> Sample | None:
@@ -197,8 +202,11 @@ class Watchdog:
             self._end(samples, late)
 
     def _end(self, samples: Samples, late: Late) -> None:
+        lasted = late.after.at - samples.runs_from
+        if lasted <= 0:
+            return
         # It began somewhere between two beats.
-        seconds = late.lag + self._pulse.interval / 2
+        seconds = min(late.lag, lasted) + self._pulse.interval / 2
         worked = late.worked
         # While its thread was on a CPU it wasn't starved, whatever this one was.
         samples.starved = min(samples.starved, max(late.after.at - late.before.at - worked, 0.0))
@@ -241,6 +249,8 @@ class Watchdog:
     def _cause(
         self, samples: Samples, seconds: float, before: ClockReading, after: ClockReading, queued: float
     ) -> Cause:
+        if samples.runs_from > samples.due:
+            return Cause("unknown", "low", "it came first in a run of the loop, whose clocks began before")
         cpu = after.cpu - before.cpu
         return cause_of(
             Measurements(
