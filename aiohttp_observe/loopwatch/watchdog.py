@@ -137,10 +137,7 @@ class Watchdog:
         is_new = samples is None or samples.due != due
         if samples is None or is_new:
             samples = self._samples = Samples(due, min(starved, overdue))
-        if not self._loop_thread.runs():
-            samples.runs_from = inf
-        else:
-            samples.runs_from = min(samples.runs_from, now)
+        samples.runs_from = min(samples.runs_from, now) if self._loop_thread.runs() else inf
         seen = self._sample_while(due)
         if seen is not None:
             seen = self._sample_anywhere_while(due) or seen
